@@ -1,0 +1,71 @@
+# On a fresh machine with Python 3.11+ and make: `make run`, `make test`, `make check`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+
+# Installed once for each state of these files, however their times change.
+INSTALL_FILES := requirements.txt $(wildcard requirements/*.txt) pyproject.toml
+INSTALLED := $(VENV)/.installed-$(firstword $(shell cat $(INSTALL_FILES) | cksum))
+
+# One figure for all files of this tree, new ones included; empty outside a git checkout.
+TREE = $(shell git ls-files -coz --exclude-standard 2>/dev/null | sort -z \
+	| xargs -0 cksum 2>/dev/null | cksum | tr ' ' '-')
+TESTED = $(VENV)/.tested-$(TREE)
+
+.PHONY: help run test lint check npm clean
+
+help:
+	@echo "make run    start everything on this machine: databases, provider sandbox, API, worker"
+	@echo "make test   the whole test suite"
+	@echo "make check  black, flake8, mypy, import-linter, pytest"
+	@echo "make npm    what the tests with the provider's JavaScript client need (asks for Node)"
+	@echo "make clean  remove the environment and caches; your data in .data stay"
+
+# PORT=8001 chooses the API's port.  One command and no shell, so that a SIGTERM for make
+# reaches the supervisor.
+run: $(INSTALLED)
+	@$(BIN)/mediagen up
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest -q -rs
+	@rm -f $(VENV)/.tested-* && git rev-parse --git-dir >/dev/null 2>&1 && touch $(TESTED) || true
+
+lint: $(INSTALLED)
+	@$(BIN)/black --quiet --check . || { $(BIN)/black --check . ; exit 1; }
+	@$(BIN)/flake8
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-timing
+	@echo "black, flake8, mypy and import-linter have nothing to say."
+
+check: lint
+	@if [ -e "$(TESTED)" ]; then \
+		echo "pytest passed on exactly these files already; rm $(VENV)/.tested-* to run it again."; \
+	else \
+		$(MAKE) --no-print-directory test; \
+	fi
+
+npm:
+	@if ! command -v npm >/dev/null; then \
+		echo "Node is not installed: the tests with the provider's JavaScript client are left out."; \
+	elif [ -f tests/contracts/npm/package-lock.json ]; then \
+		cd tests/contracts/npm && npm ci --silent --no-audit --no-fund; \
+	fi
+
+clean:
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .hypothesis .import_linter_cache \
+		htmlcov .coverage tests/contracts/npm/node_modules
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED):
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) is not there: install Python 3.11 or newer, or name it: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than 3.11: name a newer one, for example: make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Python's venv module does not work: install it (Debian: apt install python3-venv)"; exit 2; }
+	@echo "Installing the pinned requirements into $(VENV): once, about a minute"
+	@{ $(PIP) -r requirements.txt && $(PIP) --no-deps --no-build-isolation -e . ; } \
+		> $(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; exit 1; }
+	@rm -f $(VENV)/.installed-* && touch $@

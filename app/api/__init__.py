@@ -1,0 +1,1 @@
+"""The doors for HTTP: validate, one transaction, ring, answer."""

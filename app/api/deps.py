@@ -1,0 +1,88 @@
+"""What endpoints take from the request: the runtime, bodies, cursors."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TypeVar
+from uuid import UUID
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from app.api.middleware import read_body
+from app.api.problems import BadParameter
+from app.domain.errors import InvalidRequest
+from app.runtime import Runtime
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def runtime_of(request: Request) -> Runtime:
+    """Give the parts of this process."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+class InvalidBody(InvalidRequest):
+    """The body does not fit its schema; `problems` lists all of it."""
+
+    def __init__(self, problems: list[tuple[str, str]], field: str | None) -> None:
+        pointer, text = problems[0]
+        name = pointer.strip("/").replace("/", ".") or "body"
+        super().__init__(f"{name}: {text}", field=field)
+        self.problems = problems
+
+
+async def parse_body(request: Request, kind: type[B]) -> B:
+    """Read and validate the JSON body in one pass; raise `InvalidBody` naming the fields."""
+    body = await read_body(request)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        problems = [_explain(detail, kind) for detail in details]
+        first = details[0]["loc"]
+        raise InvalidBody(problems, str(first[0]) if first else None) from None
+
+
+def _explain(detail: ErrorDetails, kind: type[BaseModel]) -> tuple[str, str]:
+    pointer = "".join(f"/{part}" for part in detail["loc"])
+    text = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        text = "is not a field of this request; known are " + ", ".join(
+            kind.model_fields
+        )
+    elif detail["type"] == "json_invalid":
+        text = "is not valid JSON: " + text.removeprefix("Invalid JSON: ")
+    elif detail["type"] == "missing":
+        text = "is required"
+    return pointer, text
+
+
+def parse_job_id(text: str) -> UUID:
+    """Read a job id; raise `BadParameter` for anything that is no UUID."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise BadParameter("job_id must be a UUID.", field="job_id") from None
+
+
+def write_cursor(last: UUID) -> str:
+    """Make the opaque cursor that continues after a job."""
+    return base64.urlsafe_b64encode(last.bytes).rstrip(b"=").decode()
+
+
+def read_cursor(text: str | None) -> UUID | None:
+    """Read a cursor back; raise `BadParameter` for one we never gave."""
+    if text is None:
+        return None
+    try:
+        return UUID(bytes=base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, binascii.Error):
+        raise BadParameter(
+            "cursor must be a next_cursor of an earlier answer.",
+            field="cursor",
+            code="invalid_cursor",
+        ) from None

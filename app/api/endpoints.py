@@ -1,0 +1,336 @@
+"""The JSON API: validate, one transaction, ring, answer.
+
+Every write is committed before the answer leaves; the bell is rung after the commit and may
+be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from uuid_utils.compat import uuid7
+
+from app.api.deps import parse_body, parse_job_id, read_cursor, runtime_of, write_cursor
+from app.api.views import etag_of, job_body, newborn_body, respond
+from app.domain.errors import Conflict
+from app.domain.events import CancelRequested
+from app.domain.generation import GenerationRequest
+from app.domain.lifecycle import Status
+from app.models import schemas
+from app.runtime import Runtime
+from app.services import job_queries, job_service
+from app.services.job_queries import JobFilter, JobRecord
+from app.services.job_records import PRIORITIES
+from app.services.job_service import Change, NewJob
+from app.services.translation import CommonRequest
+
+router = APIRouter()
+
+LONGEST_WAIT = 60.0
+FIRST_POLL = 0.1
+SLOWEST_POLL = 0.5
+
+_PROBLEM = {"application/problem+json": {"schema": schemas.Problem.model_json_schema()}}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document the problem answers of a route."""
+    texts = {
+        400: "A path or query parameter is wrong.",
+        404: "There is no such job or model.",
+        409: "The job's status does not allow it.",
+        413: "The body is too large.",
+        422: "The body does not fit its schema, or the model's.",
+        503: "The database or the catalogue does not answer; nothing was accepted.",
+    }
+    return {
+        status: {"description": texts[status], "content": _PROBLEM}
+        for status in statuses
+    }
+
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/GenerateRequest"}
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/generate",
+    status_code=202,
+    response_model=schemas.Job,
+    responses=_problems(404, 413, 422, 503),
+    openapi_extra=_BODY,
+    tags=["jobs"],
+    summary="Submit a job",
+)
+async def generate(request: Request) -> Response:
+    """Accept a job: it is stored before this answers, and will be looked after from then on."""
+    runtime = runtime_of(request)
+    wanted = await parse_body(request, schemas.GenerateRequest)
+    prepared = await runtime.catalogue.prepare(
+        CommonRequest(
+            model=wanted.model or runtime.settings.default_model,
+            prompt=wanted.prompt,
+            negative_prompt=wanted.negative_prompt,
+            width=wanted.width,
+            height=wanted.height,
+            aspect_ratio=wanted.aspect_ratio,
+            num_outputs=wanted.num_outputs,
+            seed=wanted.seed,
+            output_format=wanted.output_format,
+            parameters=wanted.parameters,
+        )
+    )
+    job = NewJob(
+        id=uuid7(),
+        request=GenerationRequest(prepared.model, prepared.input),
+        provider=runtime.client.name,
+        prompt=wanted.prompt,
+        num_outputs=prepared.num_outputs,
+        priority=PRIORITIES[wanted.priority],
+        deadline=runtime.settings.job_deadline,
+        metadata=wanted.metadata,
+        webhook_url=wanted.webhook_url,
+        request_id=request.scope.get("request_id"),
+        warnings=prepared.warnings,
+    )
+    return await _accept(runtime, job)
+
+
+async def _accept(runtime: Runtime, job: NewJob) -> Response:
+    born = await runtime.ledger.submit(job)
+    runtime.bell.ring(str(job.id))
+    location = f"{runtime.settings.api_v1_prefix}/status/{job.id}"
+    headers = {
+        "Location": location,
+        "ETag": etag_of(job.id, 1),
+        "Retry-After": "1",
+    }
+    return respond(newborn_body(job, born), 202, headers)
+
+
+@router.get(
+    "/status/{job_id}",
+    response_model=schemas.Job,
+    responses=_problems(400, 404, 503) | {304: {"description": "Not changed."}},
+    tags=["jobs"],
+    summary="Read a job",
+)
+async def status(
+    request: Request,
+    job_id: str,
+    wait: Annotated[
+        float,
+        Query(
+            ge=0,
+            le=LONGEST_WAIT,
+            description="Seconds to wait for the end of the job; with `If-None-Match`,"
+            " for any change.",
+        ),
+    ] = 0,
+) -> Response:
+    """Read a job as it is now, or as soon as it is finished."""
+    runtime = runtime_of(request)
+    key = parse_job_id(job_id)
+    known = request.headers.get("if-none-match")
+    record = await _wait_for(runtime, key, known, wait)
+    etag = etag_of(key, record.row.version)
+    if known is not None and _mentions(known, etag):
+        return Response(
+            status_code=304, headers={"ETag": etag, "Cache-Control": "no-store"}
+        )
+    body = job_body(record, runtime.settings.public_base_url)
+    return respond(body, headers={"ETag": etag})
+
+
+async def _wait_for(
+    runtime: Runtime, job_id: UUID, known: str | None, wait: float
+) -> JobRecord:
+    """Read until the job is worth telling about, or the time is up."""
+    deadline = time.monotonic() + wait
+    pause = FIRST_POLL
+    while True:
+        record = await runtime.ledger.read(job_id)
+        is_finished = Status(record.row.status).is_terminal
+        is_news = known is not None and not _mentions(
+            known, etag_of(job_id, record.row.version)
+        )
+        left = deadline - time.monotonic()
+        if is_finished or is_news or left <= 0:
+            return record
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * 1.5, SLOWEST_POLL)
+
+
+def _mentions(header: str, etag: str) -> bool:
+    return header.strip() == "*" or etag in header
+
+
+@router.get(
+    "/jobs",
+    response_model=schemas.JobPage,
+    responses=_problems(400, 503),
+    tags=["jobs"],
+    summary="List jobs",
+)
+async def jobs(
+    request: Request,
+    status: Annotated[schemas.StatusWord | None, Query()] = None,
+    model: Annotated[str | None, Query(max_length=300)] = None,
+    q: Annotated[
+        str | None, Query(max_length=200, description="Part of the prompt.")
+    ] = None,
+    created_after: Annotated[datetime | None, Query()] = None,
+    created_before: Annotated[datetime | None, Query()] = None,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """List jobs, newest first.  The cursor is stable while jobs come and go."""
+    runtime = runtime_of(request)
+    wanted = JobFilter(
+        status=status,
+        model=_clean(model),
+        text=_clean(q),
+        created_after=_aware(created_after),
+        created_before=_aware(created_before),
+    )
+    before = read_cursor(cursor)
+    async with runtime.ledger.reading() as conn:
+        found = await job_queries.page(conn, wanted, before=before, limit=limit + 1)
+    shown = found[:limit]
+    base = runtime.settings.public_base_url
+    return respond(
+        {
+            "items": [job_body(record, base) for record in shown],
+            "next_cursor": (
+                write_cursor(shown[-1].row.id) if len(found) > limit else None
+            ),
+        }
+    )
+
+
+def _clean(text: str | None) -> str | None:
+    """Drop what PostgreSQL cannot hold, and so cannot match either."""
+    return text.replace("\x00", "\ufffd") if text else None
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    """Read a moment without a zone as UTC."""
+    if moment is None or moment.tzinfo is not None:
+        return moment
+    return moment.replace(tzinfo=UTC)
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response_model=schemas.Job,
+    responses=_problems(400, 404, 503),
+    tags=["jobs"],
+    summary="Cancel a job",
+)
+async def cancel(request: Request, job_id: str) -> Response:
+    """Ask for the end of a job.  A finished job stays as it is.
+
+    A job that was not sent yet is cancelled at once; one under way as soon as the provider
+    agrees, and it stays `processing` until then.
+    """
+    runtime = runtime_of(request)
+    key = parse_job_id(job_id)
+    outcome = await runtime.ledger.change(Change(key, CancelRequested()))
+    if not outcome.after.is_terminal:
+        runtime.bell.ring(str(key))
+    record = await runtime.ledger.read(key)
+    return respond(
+        job_body(record, runtime.settings.public_base_url),
+        headers={"ETag": etag_of(key, record.row.version)},
+    )
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    response_model=schemas.Job,
+    responses=_problems(400, 404, 409, 503),
+    tags=["jobs"],
+    summary="Run a finished job again",
+)
+async def retry(request: Request, job_id: str) -> Response:
+    """Submit a new job with the same effective input; the old one stays as it is."""
+    runtime = runtime_of(request)
+    old = (await runtime.ledger.read(parse_job_id(job_id))).row
+    if not Status(old.status).is_terminal:
+        raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
+    job = NewJob(
+        id=uuid7(),
+        request=GenerationRequest(old.model, old.input),
+        provider=runtime.client.name,
+        prompt=old.prompt,
+        num_outputs=old.num_outputs,
+        priority=old.priority,
+        deadline=runtime.settings.job_deadline,
+        metadata=old.metadata,
+        webhook_url=old.webhook_url,
+        request_id=request.scope.get("request_id"),
+        retry_of=old.id,
+    )
+    return await _accept(runtime, job)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    response_class=Response,
+    responses=_problems(400, 404, 409, 503),
+    tags=["jobs"],
+    summary="Delete a finished job",
+)
+async def delete(request: Request, job_id: str) -> Response:
+    """Remove a finished job, and its files unless another job has the same ones."""
+    runtime = runtime_of(request)
+    key = parse_job_id(job_id)
+    async with runtime.ledger.transaction() as conn:
+        files = await job_service.keys_of(conn, key)
+        await job_service.delete_job(conn, key)
+    async with runtime.ledger.reading() as conn:
+        orphans = await job_service.orphans_among(conn, files)
+    await runtime.store.delete(orphans)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/models",
+    response_model=schemas.ModelList,
+    tags=["models"],
+    summary="List models",
+)
+async def models(request: Request) -> Response:
+    """List the models known here with their inputs.  Others work too, by name."""
+    runtime = runtime_of(request)
+    items = [
+        {
+            "name": model.name,
+            "description": model.description,
+            "version": model.version,
+            "input_schema": model.input_schema,
+            "price_per_output_usd": (
+                model.price_per_output_usd
+                if runtime.settings.buys_from_replicate
+                else None
+            ),
+        }
+        for model in runtime.catalogue.list()
+    ]
+    return respond({"default": runtime.settings.default_model, "items": items})

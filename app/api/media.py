@@ -1,0 +1,194 @@
+"""Serve stored files: immutable, resumable, and harmless in a browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from email.utils import format_datetime
+from typing import Any, Final, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import (
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+
+from app.services.media_store import BlobMeta, ByteRange, MediaStore
+
+router = APIRouter(tags=["media"])
+
+_LINK_LIFE: Final = timedelta(minutes=15)
+_REDIRECT_CACHE: Final = "private, max-age=600"  # shorter than the link lives
+_IMMUTABLE: Final = "public, max-age=31536000, immutable"
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
+
+# Bytes drawn by a stranger's model must never run as a page of ours.
+_HARMLESS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Disposition": "inline",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+
+_PICTURE: Final[dict[str, Any]] = {
+    f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("png", "jpeg", "webp", "gif", "avif")
+}
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "The file.", "content": _PICTURE},
+    206: {"description": "The part asked for with `Range`.", "content": _PICTURE},
+    304: {"description": "`If-None-Match` names the file as it is."},
+    307: {"description": "The file is in a bucket: a link that works for 15 minutes."},
+    404: {
+        "description": "There is no such file.",
+        "content": {"application/problem+json": {}},
+    },
+    416: {
+        "description": "The range starts behind the end of the file.",
+        "content": {"application/problem+json": {}},
+    },
+}
+
+
+@router.get(
+    "/media/{key:path}",
+    summary="Get a stored file",
+    response_class=Response,
+    responses=_RESPONSES,
+    operation_id="get_media",
+)
+async def get_media(key: str, request: Request) -> Response:
+    """Send a stored picture, whole or one range of it, with memory use independent of size.
+
+    The address contains the hash of the bytes, so the answer may be cached for ever.  Several
+    ranges in one request are answered with the whole file (RFC 9110, section 14.2).
+    """
+    store = _store(request)
+    meta = await store.head(key)
+    redirect = await _redirect(store, key, "GET")
+    if redirect is not None:
+        return redirect
+    headers = _describe(meta)
+    if _is_current(meta, request.headers):
+        return Response(status_code=304, headers=headers)
+    wanted = _choose_range(meta, request.headers)
+    if wanted == "unsatisfiable":
+        return _refuse_range(meta)
+    blob = await store.open(key, wanted)
+    size = meta.size_bytes if wanted is None else wanted.stop - wanted.start
+    headers["Content-Length"] = str(size)
+    if wanted is not None:
+        headers["Content-Range"] = (
+            f"bytes {wanted.start}-{wanted.stop - 1}/{meta.size_bytes}"
+        )
+    return StreamingResponse(
+        blob.stream,
+        status_code=200 if wanted is None else 206,
+        media_type=meta.content_type,
+        headers=headers,
+    )
+
+
+@router.head(
+    "/media/{key:path}",
+    summary="Describe a stored file",
+    response_class=Response,
+    responses={code: _RESPONSES[code] for code in (200, 304, 307, 404)},
+    operation_id="head_media",
+)
+async def head_media(key: str, request: Request) -> Response:
+    """Send what `GET` would send of a stored picture, without its bytes."""
+    store = _store(request)
+    meta = await store.head(key)
+    redirect = await _redirect(store, key, "HEAD")
+    if redirect is not None:
+        return redirect
+    headers = _describe(meta)
+    if _is_current(meta, request.headers):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(meta.size_bytes)
+    return Response(headers=headers, media_type=meta.content_type)
+
+
+def _store(request: Request) -> MediaStore:
+    store: MediaStore = request.app.state.runtime.store
+    return store
+
+
+async def _redirect(
+    store: MediaStore, key: str, method: Literal["GET", "HEAD"]
+) -> Response | None:
+    """Send the client to the bucket, where there is one."""
+    url = await store.signed_url(key, _LINK_LIFE, method=method)
+    if url is None:
+        return None
+    return RedirectResponse(
+        url, status_code=307, headers={"Cache-Control": _REDIRECT_CACHE}
+    )
+
+
+def _describe(meta: BlobMeta) -> dict[str, str]:
+    return {
+        "ETag": meta.etag,
+        "Last-Modified": _last_modified(meta),
+        "Cache-Control": _IMMUTABLE,
+        "Accept-Ranges": "bytes",
+        **_HARMLESS,
+    }
+
+
+def _last_modified(meta: BlobMeta) -> str:
+    return format_datetime(meta.last_modified, usegmt=True)
+
+
+def _is_current(meta: BlobMeta, headers: Mapping[str, str]) -> bool:
+    """Compare weakly, as `If-None-Match` demands (RFC 9110, section 13.1.2)."""
+    given = headers.get("if-none-match")
+    if given is None:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]
+    return "*" in tags or meta.etag in tags
+
+
+def _choose_range(
+    meta: BlobMeta, headers: Mapping[str, str]
+) -> ByteRange | None | Literal["unsatisfiable"]:
+    """Read `Range`; None stands for the whole file, also when the header makes no sense.
+
+    `If-Range` must name this very file, else the whole is sent (RFC 9110, section 13.1.5).
+    """
+    condition = headers.get("if-range")
+    if condition is not None and condition not in (meta.etag, _last_modified(meta)):
+        return None
+    matched = _RANGE.fullmatch(headers.get("range", "").replace(" ", ""))
+    if matched is None or not (matched[1] or matched[2]):
+        return None
+    size = meta.size_bytes
+    if not matched[1]:
+        length = min(int(matched[2]), size)
+        return ByteRange(size - length, size) if length else "unsatisfiable"
+    start = int(matched[1])
+    stop = min(int(matched[2]) + 1, size) if matched[2] else size
+    if matched[2] and int(matched[2]) < start:
+        return None
+    return ByteRange(start, stop) if start < size else "unsatisfiable"
+
+
+def _refuse_range(meta: BlobMeta) -> Response:
+    detail = f"The file has {meta.size_bytes} bytes; the range starts behind its end."
+    return JSONResponse(
+        {
+            "type": "about:blank",
+            "title": "Range Not Satisfiable",
+            "status": 416,
+            "detail": detail,
+            "code": "range_not_satisfiable",
+            "retryable": False,
+        },
+        status_code=416,
+        media_type="application/problem+json",
+        headers={"Content-Range": f"bytes */{meta.size_bytes}", **_HARMLESS},
+    )

@@ -1,0 +1,109 @@
+"""What happens around every request: an id, a size limit, a count.
+
+Plain ASGI: the wrappers that come with the framework cost more than our whole handler.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from uuid import uuid4
+
+import structlog
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import problem
+from app.core.counters import SharedCounters
+
+BODY_LIMIT = 256 * 1024
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+class Envelope:
+    """Wraps the app: request id in and out, bodies bounded, requests counted by route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        scope["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        status = 500
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                header = (b"x-request-id", request_id.encode())
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        try:
+            if _declared_length(scope) > BODY_LIMIT:
+                await _refuse(scope)(scope, receive, tell)
+            else:
+                await self._app(scope, receive, tell)
+        finally:
+            self._count(scope, status, time.perf_counter() - began)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        runtime = (
+            getattr(scope["app"].state, "runtime", None) if "app" in scope else None
+        )
+        if runtime is None:
+            return
+        counters: SharedCounters = runtime.counters
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if route != "unmatched" else "any"
+        counters.add("http_requests", method=method, route=route, code=str(status))
+        counters.observe("http_request_seconds", seconds, method=method, route=route)
+
+
+def _request_id(scope: Scope) -> str:
+    """Take the caller's id if it is harmless, else make one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if REQUEST_ID.fullmatch(given):
+                return given
+    return uuid4().hex
+
+
+def _declared_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+def _refuse(scope: Scope) -> ASGIApp:
+    return problem(
+        Request(scope),
+        413,
+        code="body_too_large",
+        title="Body too large",
+        detail=f"The body must be at most {BODY_LIMIT} bytes.",
+    )
+
+
+async def read_body(request: Request) -> bytes:
+    """Read the body, whatever its header said about the length, up to the limit.
+
+    Past it the answer is 413.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > BODY_LIMIT:
+            raise HTTPException(413, f"The body must be at most {BODY_LIMIT} bytes.")
+        chunks.append(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,161 @@
+"""Errors as RFC 9457 problem documents: ONE table from our errors to status and title.
+
+The extra `error` member is what SDKs of the OpenAI family read.  No stack trace, SQL, path
+or token gets out: messages are ours, and what is not ours is "internal error".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from app.domain import errors
+
+log = structlog.get_logger("app.api")
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:mediagen:problem:"
+
+# The first class that fits wins, so subclasses come before their parents.
+TABLE: Sequence[tuple[type[errors.ServiceError], int, str]] = (
+    (errors.ModelNotFound, 404, "Unknown model"),
+    (errors.InvalidRequest, 422, "Invalid request"),
+    (errors.NotFound, 404, "Not found"),
+    (errors.Conflict, 409, "Not possible in this state"),
+    (errors.Unavailable, 503, "Temporarily unavailable"),
+    (errors.ServiceError, 500, "Internal error"),
+)
+
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+
+class BadParameter(errors.InvalidRequest):
+    """A path or query parameter is wrong: 400, where a wrong body is 422."""
+
+
+def problem(
+    request: Request,
+    status: int,
+    *,
+    code: str,
+    title: str,
+    detail: str,
+    retryable: bool = False,
+    param: str | None = None,
+    fields: Sequence[tuple[str, str]] = (),
+    retry_after: timedelta | None = None,
+) -> Response:
+    """Make the problem response.  `fields` are (pointer, what is wrong) pairs."""
+    body: dict[str, Any] = {
+        "type": TYPE_PREFIX + code,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        "retryable": retryable,
+        "request_id": request.scope.get("request_id", ""),
+        "error": {
+            "message": detail,
+            "type": "server_error" if status >= 500 else "invalid_request_error",
+            "param": param,
+            "code": code,
+        },
+    }
+    if fields:
+        body["errors"] = [{"pointer": at, "detail": text} for at, text in fields]
+    headers = {"Cache-Control": "no-store"}
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after.total_seconds())))
+    return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app with a problem document."""
+    app.add_exception_handler(errors.ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_crash)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ServiceError)
+    if isinstance(error, BadParameter):
+        status, title = 400, "Invalid parameter"
+    else:
+        status, title = next(
+            (status, title) for kind, status, title in TABLE if isinstance(error, kind)
+        )
+    field = error.field if isinstance(error, errors.InvalidRequest) else None
+    retry_after = None
+    if isinstance(error, errors.Unavailable):
+        retry_after = error.retry_after or timedelta(seconds=2)
+        log.warning("request.unavailable", code=error.code, reason=str(error))
+    return problem(
+        request,
+        status,
+        code=error.code,
+        title=title,
+        detail=str(error),
+        retryable=error.retryable,
+        param=field,
+        fields=[("/" + field.replace(".", "/"), str(error))] if field else (),
+        retry_after=retry_after,
+    )
+
+
+async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
+    """Path and query parameters that FastAPI refused."""
+    assert isinstance(error, RequestValidationError)
+    found = [(str(e["loc"][-1]), str(e["msg"])) for e in error.errors()]
+    name, text = found[0]
+    return problem(
+        request,
+        400,
+        code="invalid_parameter",
+        title="Invalid parameter",
+        detail=f"{name}: {text}",
+        param=name,
+        fields=found,
+    )
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = problem(
+        request,
+        error.status_code,
+        code=_CODES.get(error.status_code, "http_error"),
+        title=HTTPStatus(error.status_code).phrase,
+        detail=str(error.detail),
+    )
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_crash(request: Request, error: Exception) -> Response:
+    log.error("request.crashed", exc_info=error, path=request.url.path)
+    return problem(
+        request,
+        500,
+        code="internal_error",
+        title="Internal error",
+        detail="Something went wrong on our side; the request id finds it in the logs.",
+        retryable=True,
+    )

@@ -1,0 +1,129 @@
+"""Jobs as callers see them: from stored rows to response bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import orjson
+from fastapi.responses import Response
+
+from app.services.job_queries import JobRecord
+from app.services.job_service import NewJob
+
+MEDIA_PREFIX = "/media/"
+
+
+def job_body(record: JobRecord, public_base_url: str | None) -> dict[str, Any]:
+    """Give the job as `schemas.Job` describes it, in plain values for orjson."""
+    return _body(record.row, record.outputs, record.handle, public_base_url)
+
+
+def newborn_body(job: NewJob, born: datetime) -> dict[str, Any]:
+    """Give the body of a job just accepted, without reading it back."""
+    row = SimpleNamespace(
+        id=job.id,
+        status="pending",
+        stage="queued",
+        model=job.request.model,
+        prompt=job.prompt,
+        input=job.request.input,
+        num_outputs=job.num_outputs,
+        progress=None,
+        attempts=0,
+        warnings=job.warnings,
+        error_code=None,
+        cost_usd=None,
+        provider=job.provider,
+        created_at=born,
+        started_at=None,
+        generated_at=None,
+        completed_at=None,
+        retry_of=job.retry_of,
+        metadata=job.metadata,
+        version=1,
+    )
+    return _body(row, (), None, None)
+
+
+def _body(
+    row: Any,
+    files: Sequence[Mapping[str, Any]],
+    handle: str | None,
+    public_base_url: str | None,
+) -> dict[str, Any]:
+    outputs = [_output(file, public_base_url or "") for file in files]
+    error = None
+    if row.error_code is not None:
+        error = {
+            "code": row.error_code,
+            "message": row.error_message,
+            "retryable": row.error_retryable,
+        }
+    return {
+        "job_id": str(row.id),
+        "status": row.status,
+        "stage": row.stage,
+        "model": row.model,
+        "prompt": row.prompt,
+        "parameters": row.input,
+        "num_outputs": row.num_outputs,
+        "progress": row.progress,
+        "attempts": row.attempts,
+        "image_path": MEDIA_PREFIX + files[0]["key"] if files else None,
+        "outputs": outputs,
+        "warnings": row.warnings,
+        "error": error,
+        "cost_usd": None if row.cost_usd is None else str(row.cost_usd),
+        "provider": {"name": row.provider, "prediction_id": handle},
+        "timings": {
+            "queued": _span(row.created_at, row.started_at),
+            "generating": _span(row.started_at, row.generated_at),
+            "storing": _span(row.generated_at, row.completed_at),
+            "total": _span(row.created_at, row.completed_at),
+        },
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "completed_at": row.completed_at,
+        "retry_of": None if row.retry_of is None else str(row.retry_of),
+        "metadata": row.metadata,
+        "version": row.version,
+    }
+
+
+def _output(file: Mapping[str, Any], base: str) -> dict[str, Any]:
+    return {
+        "index": file["index"],
+        "url": f"{base}{MEDIA_PREFIX}{file['key']}",
+        "content_type": file["content_type"],
+        "size_bytes": file["size_bytes"],
+        "width": file["width"],
+        "height": file["height"],
+        "sha256": file["sha256"],
+    }
+
+
+def _span(begin: datetime | None, end: datetime | None) -> float | None:
+    if begin is None or end is None:
+        return None
+    return round((end - begin).total_seconds(), 3)
+
+
+def etag_of(job_id: UUID, version: int) -> str:
+    """Give the strong validator of a job at a version."""
+    return f'"{job_id.hex[-12:]}-{version}"'
+
+
+def respond(
+    body: Mapping[str, Any],
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Send a body as JSON; never cached unless the headers say otherwise."""
+    own = {"Cache-Control": "no-store"} | dict(headers or {})
+    return Response(
+        orjson.dumps(body, option=orjson.OPT_UTC_Z), status, own, "application/json"
+    )

@@ -1,0 +1,261 @@
+"""Settings: every knob of the service, validated at start.
+
+Read only by composition roots; everything below takes what it needs as parameters.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Never, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+CONFIGURATION_ERROR = 2  # exit code
+
+_REMEDIES = {
+    "database_url": "set it to postgresql://user:password@host:5432/database",
+    "redis_url": "set it to redis://host:6379/0",
+    "replicate_api_token": "create one at replicate.com/account/api-tokens, or run "
+    "`make run` without it to use the local sandbox",
+}
+
+S = TypeVar("S", bound="DatabaseSettings")
+
+
+def _split_list(value: object) -> object:
+    """Accept `a,b c` from the environment where a tuple is wanted."""
+    if isinstance(value, str):
+        return tuple(part for part in value.replace(",", " ").split() if part)
+    return value
+
+
+WordList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+
+
+class DatabaseSettings(BaseSettings):
+    """What migrations need, and no more.  URLs are normalised; wrong ones are named."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    database_url: SecretStr = Field(
+        description="PostgreSQL URL; any driver part, both processes normalise it"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: dict[str, object]) -> dict[str, object]:
+        """Read `NAME=` as not set, so that an edited `.env.example` works.
+
+        LOG_DIR is the exception: there, empty means stdout only.
+        """
+        return {
+            name: value
+            for name, value in values.items()
+            if value != "" or name == "log_dir"
+        }
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = make_url(value.get_secret_value())
+        except ArgumentError:
+            raise ValueError("is not a database URL") from None
+        if url.get_backend_name() not in ("postgresql", "postgres"):
+            raise ValueError("must be a PostgreSQL URL")
+        return value
+
+
+class Settings(DatabaseSettings):
+    """All settings of API and worker.  Names in the environment are upper case."""
+
+    # Required.
+    redis_url: SecretStr = Field(description="Redis or Valkey: bell and token buckets")
+    replicate_api_token: SecretStr = Field(description="the provider account's token")
+
+    # Optional, from the product's contract.
+    debug: bool = Field(False, description="verbose logs and SQL warnings")
+    project_name: str = Field(
+        "Media Generation Service", description="title shown in the API documentation"
+    )
+    api_v1_prefix: str = Field("/api/v1", description="prefix of the JSON API")
+    storage_path: Path = Field(
+        Path("./media"), description="local folder for stored files"
+    )
+    max_retries: int = Field(
+        3, ge=0, le=20, description="attempts a job gets after the first"
+    )
+    retry_backoff_base: float = Field(
+        2.0,
+        ge=1.0,
+        le=10.0,
+        description="seconds before the first retry, and the factor between retries",
+    )
+
+    # Ours.
+    storage_url: str | None = Field(
+        None, description="file:// or s3://bucket/prefix; overrides STORAGE_PATH"
+    )
+    replicate_api_base_url: str = Field(
+        "https://api.replicate.com/v1", description="the provider, or a sandbox"
+    )
+    replicate_webhook_secret: SecretStr | None = Field(
+        None, description="whsec_…; fetched from the provider when unset"
+    )
+    public_base_url: str | None = Field(
+        None, description="our own URL as the internet sees it; turns on webhooks in"
+    )
+    output_hosts: WordList = Field(
+        ("replicate.delivery",),
+        description="hosts outputs may be downloaded from; host:port is trusted as is",
+    )
+    provider_creates_per_minute: int = Field(
+        600, ge=1, description="purchases a minute, all workers together"
+    )
+    provider_requests_per_minute: int = Field(
+        3000, ge=1, description="other provider requests a minute, all workers together"
+    )
+    default_model: str = Field(
+        "black-forest-labs/flux-schnell", description="model when a job names none"
+    )
+    job_deadline_seconds: int = Field(
+        900, ge=10, le=86_400, description="a job not generated by then is failed"
+    )
+    max_output_bytes: int = Field(
+        50 * 1024 * 1024, ge=1024, description="largest output file accepted"
+    )
+    log_dir: Path | None = Field(
+        Path("./logs"), description="folder for log files; empty: stdout only"
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="console for people, json for machines"
+    )
+    worker_concurrency: int = Field(
+        256, ge=1, le=4096, description="looks a worker makes at once"
+    )
+    cors_origins: WordList = Field(
+        (), description="origins browsers may call from; * for any"
+    )
+
+    @field_validator("log_dir", mode="before")
+    @classmethod
+    def _empty_means_stdout_only(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in ("redis", "rediss"):
+            raise ValueError("must start with redis:// or rediss://")
+        return value
+
+    @field_validator("api_v1_prefix")
+    @classmethod
+    def _is_path(cls, value: str) -> str:
+        if not value.startswith("/") or value.endswith("/"):
+            raise ValueError("must start with / and not end with it, like /api/v1")
+        return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _is_known_store(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("file", "s3"):
+            raise ValueError("must start with file:// or s3://")
+        return value
+
+    @field_validator("replicate_api_base_url", "public_base_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an http:// or https:// URL")
+        return value.rstrip("/")
+
+    @field_validator("replicate_api_token")
+    @classmethod
+    def _is_not_empty(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().strip():
+            raise ValueError("must not be empty")
+        return value
+
+    @property
+    def effective_storage_url(self) -> str:
+        """Where files are stored, as a URL: STORAGE_URL, else the folder STORAGE_PATH."""
+        return self.storage_url or self.storage_path.resolve().as_uri()
+
+    @property
+    def job_deadline(self) -> timedelta:
+        """How long a job may take from submission to a finished prediction."""
+        return timedelta(seconds=self.job_deadline_seconds)
+
+    @property
+    def buys_from_replicate(self) -> bool:
+        """Tell whether money is spent: false for a sandbox or any other base URL."""
+        return urlsplit(self.replicate_api_base_url).hostname == "api.replicate.com"
+
+
+def driver_url(url: SecretStr, driver: Literal["asyncpg", "psycopg"]) -> str:
+    """Give the URL the driver's form, whatever form it came in.
+
+    `sslmode` is the libpq spelling; asyncpg calls it `ssl`, so it is renamed both ways.
+    """
+    parsed = make_url(url.get_secret_value())
+    query: dict[str, Any] = dict(parsed.query)
+    ours, theirs = ("ssl", "sslmode") if driver == "asyncpg" else ("sslmode", "ssl")
+    if theirs in query:
+        query.setdefault(ours, query[theirs])
+        del query[theirs]
+    if driver == "asyncpg":
+        for libpq_only in ("channel_binding", "gssencmode", "connect_timeout"):
+            query.pop(libpq_only, None)
+    rewritten = parsed.set(drivername=f"postgresql+{driver}", query=query)
+    return rewritten.render_as_string(hide_password=False)
+
+
+def load_settings(kind: Callable[[], S]) -> S:
+    """Read and check settings; a wrong one is one clear line on stderr and exit code 2."""
+    try:
+        return kind()
+    except ValidationError as error:
+        _exit_with(error)
+
+
+def _exit_with(error: ValidationError) -> Never:
+    for problem in error.errors(include_input=False, include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            text = "is not set"
+        remedy = _REMEDIES.get(name, "see .env.example")
+        print(f"{name.upper()} {text}: {remedy}", file=sys.stderr)
+    raise SystemExit(CONFIGURATION_ERROR)
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Load the process's settings once, from the environment and `.env`."""
+    return load_settings(Settings)

@@ -1,0 +1,144 @@
+"""Logs: structlog everywhere, one line per state change, to stdout and to files.
+
+    logs/api.log, logs/worker.log   what that process did
+    logs/database.log               slow and failed statements of all processes
+
+Files are reopened when something moved them away, so logrotate needs no signal.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping, Sequence
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+DATABASE_LOGGER = "app.database"
+
+# Never logged, whoever passes them: what callers wrote, and what opens doors.
+_SECRET_KEYS = frozenset(
+    ("prompt", "token", "authorization", "password", "secret", "input", "headers")
+)
+_SIGNED = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")
+
+
+def configure_logging(
+    role: Literal["api", "worker", "cli"],
+    *,
+    log_dir: Path | None,
+    log_format: Literal["console", "json"],
+    debug: bool = False,
+) -> None:
+    """Send all logs of this process to stdout and, with a folder, to its files.
+
+    Replaces whatever handlers the root logger had.  A folder that cannot be written is one
+    warning, and stdout only.
+    """
+    level = logging.DEBUG if debug else logging.INFO
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    as_json = structlog.processors.JSONRenderer()
+    to_screen: Any = as_json
+    if log_format == "console":
+        to_screen = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(_formatter(shared, to_screen))
+    handlers: list[logging.Handler] = [screen]
+    database_handlers: list[logging.Handler] = []
+    problem = None
+    if log_dir is not None:
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+            to_file = _formatter(shared, as_json)
+            handlers.append(_file(log_dir / f"{role}.log", to_file))
+            database_handlers.append(_file(log_dir / "database.log", to_file))
+        except OSError as error:
+            problem = error
+    _install(logging.getLogger(), level, handlers)
+    _install(logging.getLogger(DATABASE_LOGGER), level, database_handlers)
+    _quiet_others()
+    if problem is not None:
+        structlog.get_logger(__name__).warning(
+            "log_dir.unusable", reason=problem.strerror, remedy="set LOG_DIR"
+        )
+
+
+def redact(
+    logger: object, method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Keep prompts, tokens and the signed part of URLs out of a log line."""
+    for key, value in event.items():
+        if key in _SECRET_KEYS:
+            event[key] = "[redacted]"
+        elif isinstance(value, str) and "?" in value:
+            event[key] = _SIGNED.sub(r"\1?[redacted]", value)
+    return event
+
+
+def _formatter(shared: Sequence[Any], renderer: Any) -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=list(shared),
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            renderer,
+        ],
+    )
+
+
+def _file(path: Path, formatter: logging.Formatter) -> logging.Handler:
+    handler = WatchedFileHandler(path, encoding="utf-8")
+    handler.setFormatter(formatter)
+    return handler
+
+
+def _install(
+    logger: logging.Logger, level: int, handlers: Sequence[logging.Handler]
+) -> None:
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(level)
+
+
+def _quiet_others() -> None:
+    """Let servers and libraries log through us, and only what somebody wants to read."""
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "celery"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in (
+        *("httpx", "httpcore", "asyncio", "botocore", "urllib3", "PIL"),
+        *("celery.worker.strategy", "celery.app.trace"),  # two lines per bell
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Reconnecting is our own news; kombu's tracebacks of it are not.
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_short)
+
+
+def _short(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True

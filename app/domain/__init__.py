@@ -1,0 +1,1 @@
+"""Pure knowledge about jobs and generations: imports nothing but the standard library."""

@@ -1,0 +1,140 @@
+"""Every exception this service raises on purpose.
+
+    ServiceError
+    ├── InvalidRequest            the caller can mend it: names the field and the remedy
+    │   └── ModelNotFound         no such model at the provider
+    ├── NotFound                  no such job or file
+    ├── Conflict                  the job is not in a state that allows the verb
+    ├── LostClaim                 another worker has the job now; change nothing
+    ├── Unavailable               a part we need did not answer; try again later
+    │   ├── ProviderUnavailable   the provider did not answer, or not sensibly
+    │   │   └── ProviderThrottled 429; carries how long to wait
+    │   └── StorageUnavailable    the blob store did not take or give the bytes
+    ├── PredictionNotFound        the provider does not know the handle
+    └── OutputError               one output file could not be had or believed
+        ├── OutputInterrupted     the transfer broke or was too slow: fetch it again
+        ├── OutputGone            404 or 410: the provider may have removed it
+        ├── OutputForbidden       a host, scheme or address we do not download from
+        └── OutputInvalid         the bytes are not a picture we accept
+
+Expected outcomes of a purchase are values, not exceptions: see `generation.CreateOutcome`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class ServiceError(Exception):
+    """Anything this service raises on purpose; `str()` is fit for the caller's eyes."""
+
+    code = "internal_error"
+    retryable = False
+
+
+class InvalidRequest(ServiceError):
+    """The request cannot be honoured as sent; `field` names what to change."""
+
+    code = "invalid_request"
+
+    def __init__(
+        self, message: str, *, field: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        if code is not None:
+            self.code = code
+
+
+class ModelNotFound(InvalidRequest):
+    """The provider has no such model or version, or does not let us use it."""
+
+    code = "model_not_found"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="model")
+
+
+class NotFound(ServiceError):
+    """There is no such job or file."""
+
+    code = "not_found"
+
+
+class Conflict(ServiceError):
+    """The job's present status does not allow the verb."""
+
+    code = "conflict"
+
+
+class LostClaim(ServiceError):
+    """The claim was taken over; whoever holds this must change nothing."""
+
+    code = "claim_lost"
+
+
+class Unavailable(ServiceError):
+    """A part we depend on did not answer; the same call may succeed later."""
+
+    code = "service_unavailable"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ProviderUnavailable(Unavailable):
+    """The provider did not answer a read, or answered nonsense.  Nothing is known."""
+
+    code = "provider_unavailable"
+
+
+class ProviderThrottled(ProviderUnavailable):
+    """The provider answered 429 to a read; `retry_after` says how long to wait."""
+
+    code = "provider_throttled"
+
+
+class StorageUnavailable(Unavailable):
+    """The blob store did not take or give the bytes."""
+
+    code = "storage_unavailable"
+
+
+class PredictionNotFound(ServiceError):
+    """The provider does not know this handle (any more)."""
+
+    code = "prediction_not_found"
+
+
+class OutputError(ServiceError):
+    """One output of a finished prediction could not be had or believed."""
+
+    code = "output_error"
+
+
+class OutputInterrupted(OutputError):
+    """The transfer broke off, stalled or was too slow; the same URL may work again."""
+
+    code = "output_interrupted"
+    retryable = True
+
+
+class OutputGone(OutputError):
+    """The provider answered 404 or 410 for the file."""
+
+    code = "output_gone"
+    retryable = True
+
+
+class OutputForbidden(OutputError):
+    """The URL points where we do not download from (host, scheme, address, redirect)."""
+
+    code = "output_forbidden"
+
+
+class OutputInvalid(OutputError):
+    """The bytes are complete, and are no picture we accept (format, size, pixels)."""
+
+    code = "output_invalid"

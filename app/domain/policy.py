@@ -1,0 +1,58 @@
+"""Every figure a decision uses, and the one owner of retries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a purchase that failed is tried again: the one owner of retries.
+
+    The n-th retry waits a random part (full jitter) of `base` seconds times `base` to the
+    power n-1, at most `cap`; a `Retry-After` is honoured up to `cap`.
+    """
+
+    max_retries: int = 3
+    base: float = 2.0
+    cap: timedelta = timedelta(minutes=5)
+
+    def delay(
+        self, retry: int, draw: float, *, at_least: float | None = None
+    ) -> timedelta:
+        """Say how long to wait before retry number `retry` (from 1); `draw` is 0…1."""
+        cap = self.cap.total_seconds()
+        exponent = min(retry - 1, 32)
+        ceiling = min(cap, max(self.base, 1.0) * self.base**exponent)
+        floor = min(max(at_least or 0.0, 0.0), cap)
+        return timedelta(seconds=max(floor, draw * ceiling))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Every figure a decision uses.
+
+    `reconcile_at` are the ages of a SENT attempt at which the provider is asked for it; the
+    last one is the grace period.  `data_lifetime` is how long the provider keeps what we
+    need for that and the files (an hour; replicate.com/docs/topics/predictions/
+    data-retention), less a margin.
+    """
+
+    retry: RetryPolicy = RetryPolicy()
+    reconcile_at: tuple[timedelta, ...] = tuple(
+        timedelta(seconds=s) for s in (2, 10, 30, 60, 120)
+    )
+    data_lifetime: timedelta = timedelta(minutes=55)
+    shortest_look: timedelta = timedelta(milliseconds=500)
+    longest_look: timedelta = timedelta(seconds=5)
+    account_pause: timedelta = timedelta(seconds=30)
+
+    @property
+    def grace(self) -> timedelta:
+        """How long an unknown outcome may stay unknown."""
+        return self.reconcile_at[-1]
+
+    def next_look(self, age: timedelta) -> timedelta:
+        """Say how soon to look again at a prediction of this age: a tenth of it, bounded."""
+        return min(max(age / 10, self.shortest_look), self.longest_look)

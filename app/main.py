@@ -1,0 +1,104 @@
+"""The API's composition root: `uvicorn app.main:app`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from app import __version__
+from app.api import endpoints, media, ops, problems
+from app.api.middleware import Envelope
+from app.core.config import Settings, get_settings
+from app.core.telemetry import configure_logging
+from app.models import schemas
+from app.runtime import open_runtime
+
+log = structlog.get_logger("app.main")
+
+STATIC = Path(__file__).parent / "static"
+
+DESCRIPTION = """
+One POST makes a picture, one GET tells how it stands.
+
+* `POST {prefix}/generate` accepts a job: what was answered with 202 is never lost.
+* `GET {prefix}/status/{{job_id}}?wait=30` answers when it is finished.
+* Errors are `application/problem+json`; switch on `code`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the API.  Its parts are opened when it starts serving, and closed after."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        configure_logging(
+            "api",
+            log_dir=settings.log_dir,
+            log_format=settings.log_format,
+            debug=settings.debug,
+        )
+        async with open_runtime(settings) as runtime:
+            app.state.runtime = runtime
+            log.info("api.ready", version=__version__)
+            yield
+        log.info("api.stopped")
+
+    app = FastAPI(
+        title=settings.project_name,
+        version=__version__,
+        description=DESCRIPTION.format(prefix=settings.api_v1_prefix),
+        lifespan=lifespan,
+        debug=False,  # a traceback never leaves in an answer; DEBUG makes logs wordy
+    )
+    app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
+    app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
+    app.include_router(ops.metrics_router)
+    app.include_router(media.router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_api_route("/", _welcome, include_in_schema=False)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(Envelope)
+    problems.install(app)
+    _describe_bodies(app)
+    return app
+
+
+async def _welcome() -> RedirectResponse:
+    """Lead a visitor to the documentation."""
+    return RedirectResponse("/docs")
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Put the schemas of bodies we parse ourselves into the OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            template = "#/components/schemas/{model}"
+            body = schemas.GenerateRequest.model_json_schema(ref_template=template)
+            known = document.setdefault("components", {}).setdefault("schemas", {})
+            known |= body.pop("$defs", {})
+            known["GenerateRequest"] = body
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+app = create_app(get_settings())

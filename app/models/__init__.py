@@ -1,0 +1,1 @@
+"""Tables (`job`) and the HTTP contract (`schemas`), strangers to each other."""

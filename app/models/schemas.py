@@ -1,0 +1,322 @@
+"""The HTTP contract: what callers send and what they get, with examples that work.
+
+Knows nothing of the tables.  Unknown fields are refused: a misspelt one must not be
+silently ignored when it costs money.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+)
+
+METADATA_LIMIT = 16 * 1024
+PARAMETERS_LIMIT = 64 * 1024
+
+StatusWord = Literal["pending", "processing", "completed", "failed", "cancelled"]
+StageWord = Literal["queued", "submitting", "reconciling", "generating", "storing"]
+PriorityWord = Literal["low", "normal", "high"]
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain the character U+0000")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _http_url(text: str) -> str:
+    if not text.startswith(("https://", "http://")):
+        raise ValueError("must be an http:// or https:// URL")
+    return text
+
+
+def _plain_json(limit: int) -> AfterValidator:
+    """Accept what JSON and PostgreSQL can both carry, up to a size."""
+
+    def check(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        _refuse_odd(value)
+        try:
+            size = len(orjson.dumps(value))
+        except TypeError:
+            raise ValueError("has a number outside 64 bits") from None
+        if size > limit:
+            raise ValueError(f"must be at most {limit} bytes as JSON, not {size}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _refuse_odd(value: JsonValue) -> None:
+    match value:
+        case str():
+            _storable(value)
+        case float() if not math.isfinite(value):
+            raise ValueError("must not contain NaN or Infinity")
+        case dict():
+            for key, item in value.items():
+                _storable(key)
+                _refuse_odd(item)
+        case list():
+            for item in value:
+                _refuse_odd(item)
+        case _:
+            pass
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class GenerateRequest(_Body):
+    """A picture to make."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a lighthouse at dusk, gentle waves"},
+                {
+                    "prompt": "a red fox in the snow, morning light",
+                    "model": "black-forest-labs/flux-schnell",
+                    "aspect_ratio": "16:9",
+                    "num_outputs": 2,
+                    "output_format": "png",
+                    "seed": 42,
+                    "metadata": {"campaign": "winter"},
+                },
+            ]
+        },
+    )
+
+    prompt: Annotated[str, AfterValidator(_storable), AfterValidator(_not_blank)] = (
+        Field(
+            min_length=1, max_length=10_000, description="What the picture should show."
+        )
+    )
+    model: (
+        Annotated[
+            str,
+            StringConstraints(
+                max_length=300, pattern=r"^[\w.-]+/[\w.-]+(:[A-Za-z0-9._-]+)?$"
+            ),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="`owner/name` or `owner/name:version`; default: DEFAULT_MODEL.",
+    )
+    negative_prompt: Annotated[str, AfterValidator(_storable)] | None = Field(
+        None, max_length=10_000, description="What it should not show."
+    )
+    width: int | None = Field(None, ge=16, le=8192, description="Pixels.")
+    height: int | None = Field(None, ge=16, le=8192, description="Pixels.")
+    aspect_ratio: (
+        Annotated[str, StringConstraints(max_length=32), AfterValidator(_storable)]
+        | None
+    ) = Field(None, description="Such as `16:9`.")
+    num_outputs: int = Field(1, ge=1, le=16, description="How many pictures.")
+    seed: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="Same seed, same input: same picture."
+    )
+    output_format: Literal["png", "jpg", "jpeg", "webp", "avif"] | None = Field(
+        None, description="File format, where the model lets one choose."
+    )
+    parameters: Annotated[dict[str, JsonValue], _plain_json(PARAMETERS_LIMIT)] = Field(
+        default_factory=dict,
+        description="The model's own inputs by their own names; see `GET /models`.",
+    )
+    webhook_url: (
+        Annotated[
+            str,
+            StringConstraints(max_length=2048),
+            AfterValidator(_storable),
+            AfterValidator(_http_url),
+        ]
+        | None
+    ) = Field(None, description="Where to tell about the job's end.")
+    metadata: Annotated[dict[str, JsonValue], _plain_json(METADATA_LIMIT)] = Field(
+        default_factory=dict, description="Yours; kept and returned; at most 16 KiB."
+    )
+    priority: PriorityWord = Field("normal", description="Place in the queue.")
+
+
+class Output(_Body):
+    """One stored picture."""
+
+    index: int
+    url: str = Field(description="Where to get it; immutable, cacheable for ever.")
+    content_type: str
+    size_bytes: int
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    sha256: str = Field(description="Of the file's bytes, hexadecimal.")
+
+
+class JobError(_Body):
+    """Why a job failed."""
+
+    code: str = Field(description="Stable; switch on this.")
+    message: str = Field(description="For people.")
+    retryable: bool = Field(description="The same request may succeed later.")
+
+
+class Provider(_Body):
+    """Who made the picture."""
+
+    name: str
+    prediction_id: str | None
+
+
+class Timings(_Body):
+    """Seconds spent so far in each phase; null where it has not been reached."""
+
+    queued: float | None
+    generating: float | None
+    storing: float | None
+    total: float | None
+
+
+class Job(_Body):
+    """A job as it stands."""
+
+    job_id: UUID
+    status: StatusWord
+    stage: StageWord | None = Field(description="What a live job waits for.")
+    model: str
+    prompt: str
+    parameters: dict[str, Any] = Field(
+        description="The model's input as really sent, seed included."
+    )
+    num_outputs: int
+    progress: float | None = Field(description="0 to 1, where the model says.")
+    attempts: int = Field(description="Purchases intended so far.")
+    image_path: str | None = Field(description="URL path of the first output.")
+    outputs: list[Output]
+    warnings: list[str]
+    error: JobError | None
+    cost_usd: Decimal | None = Field(description="Null when unknown, never 0 instead.")
+    provider: Provider
+    timings: Timings
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    retry_of: UUID | None
+    metadata: dict[str, Any]
+    version: int = Field(description="Grows by one with every change; the ETag.")
+
+
+class JobPage(_Body):
+    """Jobs, newest first."""
+
+    items: list[Job]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page.")
+
+
+class Model(_Body):
+    """A model the service knows."""
+
+    name: str
+    description: str
+    version: str | None
+    input_schema: dict[str, Any] = Field(
+        description="JSON Schema of the model's inputs."
+    )
+    price_per_output_usd: str | None = Field(description="Null when unknown.")
+
+
+class ModelList(_Body):
+    """The catalogue.  Other models of the provider work too, by name."""
+
+    default: str
+    items: list[Model]
+
+
+class Component(_Body):
+    """One part's health."""
+
+    status: Literal["ok", "degraded", "down"]
+    latency_ms: float | None = None
+    detail: str | None = None
+    figures: dict[str, Any] = Field(default_factory=dict)
+
+
+class Health(_Body):
+    """The service's health: `down` when it cannot accept or keep jobs."""
+
+    status: Literal["ok", "degraded", "down"]
+    version: str
+    components: dict[str, Component]
+
+
+class ErrorMember(_Body):
+    """The same error in the shape SDKs of the OpenAI family read."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class FieldProblem(_Body):
+    """One thing wrong with the payload."""
+
+    pointer: str = Field(description="JSON pointer into the body, or the parameter.")
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:mediagen:problem:not_found",
+                    "title": "Not found",
+                    "status": 404,
+                    "detail": "There is no such job.",
+                    "instance": "/api/v1/status/019346a0-5b7e-7cc2-9c3e-000000000000",
+                    "code": "not_found",
+                    "retryable": False,
+                    "request_id": "5f0c1b7e",
+                    "error": {
+                        "message": "There is no such job.",
+                        "type": "invalid_request_error",
+                        "param": None,
+                        "code": "not_found",
+                    },
+                }
+            ]
+        }
+    )
+
+    type: str = Field(description="Stable URI of the kind of problem.")
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str = Field(description="Stable; switch on this.")
+    retryable: bool
+    request_id: str
+    error: ErrorMember
+    errors: list[FieldProblem] | None = None

@@ -1,0 +1,211 @@
+"""The parts of a process, built from settings once, opened and closed together.
+
+`Runtime` is what every process has; `WorkerRuntime` adds what only the worker runs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from functools import partial
+
+import structlog
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.core.config import Settings
+from app.core.counters import SharedCounters
+from app.core.database import open_engine
+from app.core.heartbeat import Heartbeat
+from app.core.leasing import Leadership
+from app.core.queue import Bell, publisher_app
+from app.domain.generation import MediaClient
+from app.domain.policy import Policy, RetryPolicy
+from app.services.catalogue import Catalogue, load_bundled_models
+from app.services.engine import Engine
+from app.services.health import HealthChecks
+from app.services.job_runner import JobRunner
+from app.services.ledger import Ledger
+from app.services.media_client import Throttle, open_media_client
+from app.services.media_store import MediaStore, open_media_store
+from app.services.watcher import LEADERSHIP_KEY, Watcher
+
+log = structlog.get_logger("app.runtime")
+
+ADVANCE_TASK = "mediagen.advance_job"
+CATALOGUE_TTL = timedelta(hours=1)
+REDIS_TIMEOUT = 0.5  # seconds
+API_POOL = 10
+WORKER_POOL = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What every process has: the tables, the bell, the provider, the store."""
+
+    settings: Settings
+    database: AsyncEngine
+    redis: Redis
+    ledger: Ledger
+    bell: Bell
+    client: MediaClient
+    catalogue: Catalogue
+    store: MediaStore
+    counters: SharedCounters
+    throttle: Throttle
+    health: HealthChecks
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRuntime:
+    """What the worker runs on top."""
+
+    base: Runtime
+    engine: Engine
+    watcher: Watcher
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Give the figures decisions use."""
+    retry = RetryPolicy(
+        max_retries=settings.max_retries, base=settings.retry_backoff_base
+    )
+    return Policy(retry=retry)
+
+
+def _prices(settings: Settings) -> Mapping[str, Decimal]:
+    """Give known prices per output; nothing is known of a provider that is not Replicate."""
+    if not settings.buys_from_replicate:
+        return {}
+    return {
+        name: Decimal(model.price_per_output_usd)
+        for name, model in load_bundled_models().items()
+        if model.price_per_output_usd is not None
+    }
+
+
+def _open_redis(settings: Settings) -> Redis:
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=REDIS_TIMEOUT,
+        socket_connect_timeout=REDIS_TIMEOUT,
+        health_check_interval=15,
+        max_connections=50,
+    )
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings, *, name: str = "mediagen-api", pool_size: int = API_POOL
+) -> AsyncIterator[Runtime]:
+    """Build the parts in the running loop; close them in reverse order.
+
+    Nothing is connected yet: a process starts, and says so in its health, whatever is down.
+    """
+    async with AsyncExitStack() as stack:
+        database = open_engine(
+            settings.database_url,
+            name=name,
+            pool_size=pool_size,
+            # Generic plans over growing tables of parameters go wrong (docs/adr/0001).
+            settings={"plan_cache_mode": "force_custom_plan"},
+        )
+        stack.push_async_callback(database.dispose)
+        redis = _open_redis(settings)
+        stack.push_async_callback(redis.aclose)
+        counters = SharedCounters(redis)
+        counters.start()
+        stack.push_async_callback(counters.stop)
+        throttle = Throttle.open(
+            redis,
+            creates_per_minute=settings.provider_creates_per_minute,
+            requests_per_minute=settings.provider_requests_per_minute,
+        )
+        client = open_media_client(
+            settings, throttle, on_request=partial(_count_request, counters)
+        )
+        stack.push_async_callback(client.aclose)
+        store = open_media_store(settings.effective_storage_url)
+        stack.push_async_callback(store.aclose)
+        catalogue = Catalogue(client, bundled=load_bundled_models(), ttl=CATALOGUE_TTL)
+        stack.push_async_callback(catalogue.aclose)
+        bell = Bell(publisher_app(settings.redis_url.get_secret_value()), ADVANCE_TASK)
+        bell.start()
+        stack.callback(bell.stop)
+        ledger = Ledger(database, policy_of(settings))
+        yield Runtime(
+            settings=settings,
+            database=database,
+            redis=redis,
+            ledger=ledger,
+            bell=bell,
+            client=client,
+            catalogue=catalogue,
+            store=store,
+            counters=counters,
+            throttle=throttle,
+            health=HealthChecks(
+                database=database,
+                ledger=ledger,
+                redis=redis,
+                store=store,
+                client=client,
+            ),
+        )
+
+
+def _count_request(
+    counters: SharedCounters, operation: str, code: str, seconds: float
+) -> None:
+    counters.add("provider_requests", operation=operation, code=code)
+    counters.observe("provider_request_seconds", seconds, operation=operation)
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: Settings, *, drain: timedelta
+) -> AsyncIterator[WorkerRuntime]:
+    """Build and start the engine and the watcher; drain them at the end."""
+    async with open_runtime(
+        settings, name="mediagen-worker", pool_size=WORKER_POOL
+    ) as base:
+        prices = _prices(settings)
+        runner = JobRunner(
+            ledger=base.ledger,
+            client=base.client,
+            store=base.store,
+            counters=base.counters,
+            max_output_bytes=settings.max_output_bytes,
+            price_of=lambda model: prices.get(model.partition(":")[0]),
+        )
+        engine = Engine(
+            ledger=base.ledger,
+            runner=runner,
+            purchases=base.throttle.creates,
+            concurrency=settings.worker_concurrency,
+        )
+        watcher = Watcher(
+            ledger=base.ledger,
+            engine=engine,
+            leadership=Leadership(base.database, LEADERSHIP_KEY),
+            bell=base.bell,
+        )
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        heartbeat = Heartbeat(
+            base.redis, name, lambda: {"in_flight": str(engine.in_flight)}
+        )
+        engine.start()
+        watcher.start()
+        heartbeat.start()
+        log.info("worker.ready", concurrency=settings.worker_concurrency)
+        try:
+            yield WorkerRuntime(base, engine, watcher)
+        finally:
+            await watcher.stop()
+            await engine.drain(drain)
+            await heartbeat.stop()

@@ -1,0 +1,212 @@
+"""Reading jobs: one, a page, and the figures operators want.  Nothing here changes a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    Interval,
+    Row,
+    Select,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.services.job_records import ASSETS, ATTEMPTS, JOBS
+
+# How far the clocks of the processes that make ids may be from the database's.
+CLOCK_SKEW = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as stored, with its files and its latest handle at the provider.
+
+    `row` has the columns of `jobs`; `outputs` the assets in order, as plain values.
+    """
+
+    row: Row[Any]
+    outputs: Sequence[Mapping[str, Any]]
+    handle: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs to list; None means any.  `text` is looked for in the prompt."""
+
+    status: str | None = None
+    model: str | None = None
+    text: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+_outputs = (
+    select(
+        func.jsonb_agg(
+            aggregate_order_by(
+                func.jsonb_build_object(
+                    *("index", ASSETS.c.index, "key", ASSETS.c.key),
+                    *("content_type", ASSETS.c.content_type),
+                    *("size_bytes", ASSETS.c.size_bytes, "sha256", ASSETS.c.sha256),
+                    *("width", ASSETS.c.width, "height", ASSETS.c.height),
+                ),
+                ASSETS.c.index,
+            )
+        )
+    )
+    .where(ASSETS.c.job_id == JOBS.c.id)
+    .scalar_subquery()
+)
+_handle = (
+    select(ATTEMPTS.c.handle)
+    .where(ATTEMPTS.c.job_id == JOBS.c.id)
+    .order_by(ATTEMPTS.c.number.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_RECORD = select(JOBS, _outputs.label("files"), _handle.label("handle"))
+_FIND = _RECORD.where(
+    JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid(), dimensions=1)))
+)
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    return JobRecord(row, row.files or (), row.handle)
+
+
+async def find(conn: AsyncConnection, job_ids: Sequence[UUID]) -> dict[UUID, JobRecord]:
+    """Read the jobs that exist among these."""
+    rows = await conn.execute(_FIND, {"ids": list(job_ids)})
+    return {row.id: _record(row) for row in rows}
+
+
+async def page(
+    conn: AsyncConnection, wanted: JobFilter, *, before: UUID | None, limit: int
+) -> list[JobRecord]:
+    """List jobs, newest first, older than the job `before`; at most `limit`."""
+    query = _narrow(_RECORD, wanted)
+    if before is not None:
+        query = query.where(JOBS.c.id < before)
+    rows = await conn.execute(query.order_by(JOBS.c.id.desc()).limit(limit))
+    return [_record(row) for row in rows]
+
+
+def _narrow(query: Select[Any], wanted: JobFilter) -> Select[Any]:
+    if wanted.status is not None:
+        query = query.where(JOBS.c.status == wanted.status)
+    if wanted.model is not None:
+        query = query.where(JOBS.c.model == wanted.model)
+    if wanted.text is not None:
+        query = query.where(JOBS.c.prompt.icontains(wanted.text, autoescape=True))
+    # Ids are in time order: bounding them lets the primary key find the moment.
+    if wanted.created_after is not None:
+        query = query.where(
+            JOBS.c.created_at >= wanted.created_after,
+            JOBS.c.id >= _first_id(wanted.created_after - CLOCK_SKEW),
+        )
+    if wanted.created_before is not None:
+        query = query.where(
+            JOBS.c.created_at < wanted.created_before,
+            JOBS.c.id < _first_id(wanted.created_before + CLOCK_SKEW),
+        )
+    return query
+
+
+def _first_id(moment: datetime) -> UUID:
+    """Give the smallest UUIDv7 of a moment: 48 bits of milliseconds (RFC 9562, 5.7)."""
+    milliseconds = min(max(int(moment.timestamp() * 1000), 0), 2**48 - 1)
+    return UUID(int=milliseconds << 80)
+
+
+# ------------------------------------------------------------------------ what is due
+
+_DUE_LOOKS = (
+    select(JOBS.c.id)
+    .where(JOBS.c.due_at <= func.now() - bindparam("slack", timedelta(0)))
+    .where(JOBS.c.status == "processing")
+    .order_by(JOBS.c.due_at)
+    .limit(bindparam("limit"))
+)
+_DUE_STARTS = (
+    select(JOBS.c.id)
+    .where(JOBS.c.status == literal_column("'pending'"))
+    .where(JOBS.c.due_at <= func.now())
+    .order_by(JOBS.c.priority.desc(), JOBS.c.due_at)
+    .limit(bindparam("limit"))
+)
+_OWNED = select(ATTEMPTS.c.handle).where(
+    ATTEMPTS.c.handle == func.any(bindparam("handles", type_=ARRAY(Text())))
+)
+
+
+async def due_looks(
+    conn: AsyncConnection, *, slack: timedelta, limit: int
+) -> list[UUID]:
+    """Name jobs under way whose look has been due for longer than `slack`, oldest first."""
+    rows = await conn.execute(_DUE_LOOKS, {"slack": slack, "limit": limit})
+    return list(rows.scalars())
+
+
+async def due_starts(conn: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Name pending jobs that may start now, by priority, then by age."""
+    return list((await conn.execute(_DUE_STARTS, {"limit": limit})).scalars())
+
+
+async def owned(conn: AsyncConnection, handles: Sequence[str]) -> set[str]:
+    """Tell which of the handles belong to an attempt already."""
+    rows = await conn.execute(_OWNED, {"handles": list(handles)})
+    return set(rows.scalars())
+
+
+# ---------------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFigures:
+    """Jobs that are not finished, by stage.
+
+    `overdue` is how long the job that waits longest has been due, zero when none is.
+    """
+
+    by_stage: Mapping[str, int]
+    overdue: timedelta
+
+
+_BY_STATUS = select(JOBS.c.status, func.count()).group_by(JOBS.c.status)
+_BY_STAGE = (
+    select(JOBS.c.stage, func.count())
+    .where(JOBS.c.due_at.is_not(None))
+    .group_by(JOBS.c.stage)
+)
+_OLDEST = select(type_coerce(func.now() - func.min(JOBS.c.due_at), Interval())).where(
+    JOBS.c.due_at.is_not(None)
+)
+
+
+async def live_figures(conn: AsyncConnection) -> LiveFigures:
+    """Count the live jobs: cheap, however many are finished."""
+    by_stage = {
+        stage: count for stage, count in (await conn.execute(_BY_STAGE)).tuples()
+    }
+    overdue = await conn.scalar(_OLDEST)
+    return LiveFigures(by_stage, max(overdue or timedelta(0), timedelta(0)))
+
+
+async def count_by_status(conn: AsyncConnection) -> dict[str, int]:
+    """Count all jobs by status.  Scans the status index: cache the answer."""
+    return {
+        status: count for status, count in (await conn.execute(_BY_STATUS)).tuples()
+    }

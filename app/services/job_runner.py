@@ -1,0 +1,349 @@
+"""One look at one job: where talking to the provider meets the job's state.
+
+`advance` gets a claim, does what the job's stage asks for with no transaction open, and
+settles: one event, one next look.  It never decides; it reports what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+
+import structlog
+from sqlalchemy.exc import IntegrityError
+
+from app.core.counters import SharedCounters
+from app.domain import generation
+from app.domain.errors import (
+    LostClaim,
+    OutputError,
+    OutputInvalid,
+    PredictionNotFound,
+    Unavailable,
+)
+from app.domain.events import (
+    Event,
+    Expired,
+    GenerationCancelled,
+    GenerationFailed,
+    Generated,
+    LookFailed,
+    NotFound,
+    OutcomeUnknown,
+    OutputFailed,
+    Progressed,
+    Refused,
+    Started,
+    Stored,
+)
+from app.domain.generation import Failure, MediaClient, Phase, Prediction
+from app.domain.lifecycle import Stage
+from app.services.job_records import Claim, StoredOutput
+from app.services.job_service import Change, Hold, Outcome
+from app.services.ledger import LEASE, Ledger
+from app.services.media_store import MediaStore
+from app.services.reconciler import Reconciler
+
+log = structlog.get_logger("app.runner")
+
+SHORTEST_CANCEL_AFTER = timedelta(seconds=5)  # the provider's minimum
+CONFIRMATION = timedelta(seconds=30)  # how long a cancelled prediction may linger
+MISSING_LOOKS = 5  # a handle the provider denies this often is lost
+FETCHES = 2  # tries for a file whose bytes are complete and wrong
+DOWNLOADS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What a look came to."""
+
+    event: Event
+    outputs: tuple[StoredOutput, ...] = ()
+    cost_usd: Decimal | None = None
+
+
+class JobRunner:
+    """Carries a claimed job one step further.  Safe to share within one event loop."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        client: MediaClient,
+        store: MediaStore,
+        counters: SharedCounters,
+        max_output_bytes: int,
+        price_of: Callable[[str], Decimal | None],
+    ) -> None:
+        self._ledger = ledger
+        self._client = client
+        self._store = store
+        self._counters = counters
+        self._max_output_bytes = max_output_bytes
+        self._price_of = price_of
+        self._reconciler = Reconciler(ledger, client)
+        self._downloads = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
+
+    async def advance(self, claim: Claim) -> timedelta | None:
+        """Look at the job and settle; say how soon it wants the next look.
+
+        None when it is finished, or in other hands.  Never raises but for cancellation,
+        which leaves the claim to its lease.
+        """
+        with structlog.contextvars.bound_contextvars(
+            job_id=str(claim.job_id), request_id=claim.request_id
+        ):
+            try:
+                result = await self._look(claim)
+            except LostClaim:
+                return self._give_way()
+            except Unavailable as error:
+                log.warning("look.failed", code=error.code, reason=str(error))
+                result = _Result(LookFailed(error.code))
+            except Exception as error:
+                log.exception("look.crashed")
+                result = _Result(LookFailed(type(error).__name__))
+            return await self._settle(claim, result)
+
+    def _give_way(self) -> timedelta | None:
+        """Leave the job to whoever has it now."""
+        log.warning("claim.lost")
+        self._counters.add("claims_lost")
+        return None
+
+    # -------------------------------------------------------------------------- looks
+
+    async def _look(self, claim: Claim) -> _Result:
+        match claim.state.stage:
+            case Stage.SUBMITTING if claim.is_fresh:
+                return await self._buy(claim)
+            case Stage.SUBMITTING:
+                # Whoever intended this attempt died before saying how it went.
+                self._counters.add("unknown_outcomes", reason="worker_died")
+                return _Result(OutcomeUnknown("the worker died"))
+            case Stage.RECONCILING:
+                return await self._reconcile(claim)
+            case Stage.GENERATING:
+                return await self._watch(claim)
+            case Stage.STORING:
+                prediction = await self._client.get(_handle(claim))
+                return await self._fetch(claim, prediction)
+            case _:
+                raise AssertionError(f"nothing to look at in {claim.state.stage}")
+
+    async def _buy(self, claim: Claim) -> _Result:
+        """Send the one request of this attempt."""
+        left = claim.state.deadline_at - claim.now
+        outcome = await self._client.create(
+            claim.request, cancel_after=max(left, SHORTEST_CANCEL_AFTER)
+        )
+        match outcome:
+            case generation.Started(prediction):
+                return _Result(Started(prediction.handle))
+            case generation.Refused(kind, failure, retry_after):
+                log.warning("purchase.refused", kind=kind.value, code=failure.code)
+                wait = retry_after.total_seconds() if retry_after else None
+                return _Result(Refused(kind, failure, wait))
+            case generation.Unknown(reason):
+                log.warning("purchase.unknown", reason=reason)
+                self._counters.add("unknown_outcomes", reason="no_answer")
+                return _Result(OutcomeUnknown(reason))
+
+    async def _reconcile(self, claim: Claim) -> _Result:
+        """Ask the provider whether the purchase of unknown fate was made."""
+        prediction = await self._reconciler.find(claim)
+        if prediction is not None:
+            self._counters.add("orphans_adopted")
+            return _Result(Started(prediction.handle, is_adopted=True))
+        if claim.now >= claim.state.deadline_at:
+            return _Result(Expired())
+        return _Result(NotFound())
+
+    async def _watch(self, claim: Claim) -> _Result:
+        """Read the prediction; end it first when nobody wants it any more."""
+        state, handle = claim.state, _handle(claim)
+        is_late = claim.now >= state.deadline_at
+        if state.is_cancel_requested or is_late:
+            await self._client.cancel(handle)
+        try:
+            prediction = await self._client.get(handle)
+        except PredictionNotFound:
+            if state.look_failures < MISSING_LOOKS:
+                return _Result(LookFailed("prediction_not_found"))
+            failure = Failure(
+                "provider_lost", "The provider lost the generation.", retryable=True
+            )
+            return _Result(GenerationFailed(failure, is_transient=True))
+        match prediction.phase:
+            case Phase.QUEUED | Phase.RUNNING:
+                if claim.now >= state.deadline_at + CONFIRMATION:
+                    return _Result(Expired())
+                return _Result(Progressed(prediction.progress))
+            case Phase.CANCELLED | Phase.ABORTED:
+                is_aborted = prediction.phase is Phase.ABORTED
+                return _Result(GenerationCancelled(is_aborted))
+            case Phase.FAILED:
+                failure = prediction.failure or _unexplained()
+                return _Result(GenerationFailed(failure, prediction.is_transient))
+            case Phase.SUCCEEDED:
+                return await self._collect(claim, prediction)
+
+    async def _collect(self, claim: Claim, prediction: Prediction) -> _Result:
+        """Say that the picture is made, and fetch it meanwhile."""
+        made = Change(
+            claim.job_id,
+            Generated(prediction.predict_seconds),
+            Hold.KEEP,
+            claim.token,
+        )
+        if not prediction.outputs:
+            return _Result(_nothing_made(prediction))
+        fetching = asyncio.ensure_future(self._fetch(claim, prediction))
+        try:
+            await self._ledger.change(made)
+            return await fetching
+        finally:
+            fetching.cancel()
+
+    async def _fetch(self, claim: Claim, prediction: Prediction) -> _Result:
+        """Bring every output into the store."""
+        if not prediction.outputs:
+            failure = Failure(
+                "output_expired", "The provider removed the files.", retryable=True
+            )
+            return _Result(OutputFailed(failure, is_final=True))
+        fetched = await asyncio.gather(
+            *(self._fetch_one(i, url) for i, url in enumerate(prediction.outputs)),
+            return_exceptions=True,
+        )
+        outputs: list[StoredOutput] = []
+        for one in fetched:
+            if isinstance(one, OutputError):
+                log.warning("output.failed", code=one.code, reason=str(one))
+                failure = Failure(one.code, str(one), retryable=True)
+                is_final = isinstance(one, OutputInvalid)
+                return _Result(OutputFailed(failure, is_final))
+            if isinstance(one, BaseException):
+                raise one
+            outputs.append(one)
+        price = self._price_of(claim.request.model)
+        return _Result(
+            Stored(len(outputs), _warnings(claim, len(outputs))),
+            tuple(outputs),
+            None if price is None else price * len(outputs),
+        )
+
+    async def _fetch_one(self, index: int, url: str) -> StoredOutput:
+        for left in reversed(range(FETCHES)):
+            try:
+                async with self._downloads:
+                    stored = await self._store.put(
+                        self._client.download(url), max_bytes=self._max_output_bytes
+                    )
+                return StoredOutput(
+                    index=index,
+                    key=stored.key,
+                    sha256=stored.sha256,
+                    content_type=stored.content_type,
+                    size_bytes=stored.size_bytes,
+                    width=stored.width,
+                    height=stored.height,
+                )
+            except OutputInvalid:
+                if left == 0:
+                    raise
+        raise AssertionError("unreachable")
+
+    # ------------------------------------------------------------------------- settle
+
+    async def _settle(self, claim: Claim, result: _Result) -> timedelta | None:
+        """Write the result down, however long the database takes to come back.
+
+        Safe to insist: the claim's token refuses the settle once somebody else has the job.
+        """
+        change = Change(
+            claim.job_id,
+            result.event,
+            Hold.RELEASE,
+            claim.token,
+            result.outputs,
+            result.cost_usd,
+        )
+        waited, pause = timedelta(0), timedelta(milliseconds=50)
+        while waited < LEASE * 2:
+            try:
+                outcome = await self._ledger.change(change)
+            except LostClaim:
+                return self._give_way()
+            except IntegrityError:
+                return await self._settle_taken(claim)
+            except Unavailable:
+                await asyncio.sleep(pause.total_seconds())
+                waited, pause = waited + pause, min(pause * 2, timedelta(seconds=2))
+            else:
+                self._measure(outcome)
+                return outcome.next_look
+        return self._give_way()
+
+    async def _settle_taken(self, claim: Claim) -> timedelta | None:
+        """The handle belongs to another attempt: reconcile this one like any unknown."""
+        log.error("handle.taken")
+        event: Event = OutcomeUnknown("the handle belongs to another attempt")
+        if claim.state.stage is Stage.RECONCILING:
+            event = NotFound()
+        change = Change(claim.job_id, event, Hold.RELEASE, claim.token)
+        try:
+            return (await self._ledger.change(change)).next_look
+        except (LostClaim, Unavailable):
+            return self._give_way()
+
+    def _measure(self, outcome: Outcome) -> None:
+        """Count what the settle changed."""
+        before, after = outcome.before, outcome.after
+        if not after.is_terminal or before.is_terminal or after.completed_at is None:
+            return
+        code = after.failure.code if after.failure else ""
+        self._counters.add("jobs_finished", status=after.status.value, code=code)
+        marks = (
+            ("queue", after.created_at, after.started_at),
+            ("generate", after.started_at, after.generated_at),
+            ("store", after.generated_at, after.completed_at),
+            ("total", after.created_at, after.completed_at),
+        )
+        for phase, begin, end in marks:
+            if begin is not None and end is not None:
+                span = (end - begin).total_seconds()
+                self._counters.observe("job_phase_seconds", span, phase=phase)
+
+
+def _handle(claim: Claim) -> str:
+    attempt = claim.state.attempt
+    if attempt is None or attempt.handle is None:
+        raise AssertionError("a bought attempt has a handle")
+    return attempt.handle
+
+
+def _warnings(claim: Claim, stored: int) -> tuple[str, ...]:
+    if stored < claim.num_outputs:
+        return (
+            f"{claim.num_outputs} outputs were asked for and {stored} came:"
+            " the model withheld the rest.",
+        )
+    return ()
+
+
+def _unexplained() -> Failure:
+    return Failure("provider_error", "The generation failed.", retryable=True)
+
+
+def _nothing_made(prediction: Prediction) -> Event:
+    if prediction.data_removed:
+        failure = Failure(
+            "output_expired", "The provider removed the files.", retryable=True
+        )
+        return GenerationFailed(failure, is_transient=False)
+    failure = Failure("no_output", "The model made no picture.", retryable=True)
+    return GenerationFailed(failure, is_transient=True)

@@ -1,0 +1,405 @@
+"""Every verb that changes jobs: set-based, on the caller's connection, never committing.
+
+`transition` is the one gate: it locks the rows, lets `lifecycle.decide` decide each, and
+writes jobs, attempts, assets and events of all of them in a handful of statements.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy import (
+    ARRAY,
+    Interval,
+    Text,
+    Uuid,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.core.database import arrays, unnest
+from app.domain import journal
+from app.domain.errors import Conflict, LostClaim, NotFound
+from app.domain.events import CancelRequested, Event, Expired, Intended
+from app.domain.generation import JSON, GenerationRequest
+from app.domain.lifecycle import JobState, Stage, Status, decide
+from app.domain.policy import Policy
+from app.services.job_records import (
+    ASSETS,
+    EVENTS,
+    JOBS,
+    SELECT_STATE,
+    Claim,
+    StoredOutput,
+    read_claim,
+    read_state,
+)
+from app.services.job_writes import Writes
+
+log = structlog.get_logger("app.jobs")
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job as accepted, everything about it that never changes."""
+
+    id: UUID
+    request: GenerationRequest
+    provider: str
+    prompt: str
+    num_outputs: int
+    priority: int
+    deadline: timedelta
+    metadata: dict[str, JSON]
+    webhook_url: str | None = None
+    request_id: str | None = None
+    retry_of: UUID | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Hold(Enum):
+    """What becomes of the claim when a change is written."""
+
+    NONE = "none"  # the change comes from outside any look; claims stay as they are
+    KEEP = "keep"  # the look goes on
+    RELEASE = "release"  # the look is over; the next one is due as decided
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event for one job, to go through the gate.
+
+    With a `token` the change is refused (`LostClaim`) unless that claim still stands.
+    """
+
+    job_id: UUID
+    event: Event
+    hold: Hold = Hold.NONE
+    token: UUID | None = None
+    outputs: tuple[StoredOutput, ...] = ()
+    cost_usd: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a change came to.  `next_look` is how far ahead, None when finished."""
+
+    before: JobState
+    after: JobState
+    next_look: timedelta | None
+
+
+# ------------------------------------------------------------------------------ submit
+
+_NEW_COLUMNS = (
+    "id",
+    "provider",
+    "model",
+    "prompt",
+    "input",
+    "num_outputs",
+    "priority",
+    "webhook_url",
+    "metadata",
+    "request_id",
+    "retry_of",
+    "warnings",
+)
+_new = unnest(JOBS, _NEW_COLUMNS, alias="new")
+_INSERT_JOBS = (
+    upsert(JOBS)
+    .from_select(
+        [
+            *_NEW_COLUMNS,
+            *("version", "status", "stage", "is_cancel_requested", "attempts"),
+            *("look_failures", "due_at", "created_at", "deadline_at"),
+        ],
+        select(
+            _new,
+            literal(1),
+            literal(Status.PENDING.value),
+            literal(Stage.QUEUED.value),
+            literal(False),
+            literal(0),
+            literal(0),
+            func.now(),
+            func.now(),
+            func.now() + bindparam("deadline", type_=Interval()),
+        ),
+        include_defaults=False,
+    )
+    # A submit is repeated with the same id when the answer to its commit was lost.
+    .on_conflict_do_nothing(index_elements=[JOBS.c.id])
+    .returning(JOBS.c.id, JOBS.c.created_at)
+)
+_BORN = select(JOBS.c.id, JOBS.c.created_at).where(
+    JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid(), dimensions=1)))
+)
+_INSERT_BIRTHS = insert(EVENTS).from_select(
+    ["job_id", "version", "name", "data", "status", "stage", "at"],
+    select(
+        func.unnest(bindparam("ids", type_=ARRAY(Uuid()))),
+        literal(1),
+        literal(journal.SUBMITTED),
+        bindparam("data", type_=EVENTS.c.data.type),
+        literal(Status.PENDING.value),
+        literal(Stage.QUEUED.value),
+        func.now(),
+    ),
+    include_defaults=False,
+)
+
+
+async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, datetime]:
+    """Accept the jobs: pending, due now.  Answer when each was born.
+
+    Safe to repeat with the same ids.  All must have the same deadline (one service has one
+    setting).  Does not commit.
+    """
+    deadline = jobs[0].deadline
+    rows = [
+        {
+            "id": job.id,
+            "provider": job.provider,
+            "model": job.request.model,
+            "prompt": job.prompt,
+            "input": dict(job.request.input),
+            "num_outputs": job.num_outputs,
+            "priority": job.priority,
+            "webhook_url": job.webhook_url,
+            "metadata": job.metadata,
+            "request_id": job.request_id,
+            "retry_of": job.retry_of,
+            "warnings": list(job.warnings),
+        }
+        for job in jobs
+    ]
+    values = arrays(rows, _NEW_COLUMNS) | {"deadline": deadline}
+    born = {row.id: row.created_at for row in await conn.execute(_INSERT_JOBS, values)}
+    await conn.execute(
+        _INSERT_BIRTHS,
+        {"ids": list(born), "data": {"deadline": deadline.total_seconds()}},
+    )
+    if repeated := [job.id for job in jobs if job.id not in born]:
+        known = await conn.execute(_BORN, {"ids": repeated})
+        born |= {row.id: row.created_at for row in known}
+    return born
+
+
+# ------------------------------------------------------------------------------- claim
+
+_CLAIMABLE = (
+    SELECT_STATE.where(JOBS.c.due_at <= func.now())
+    .order_by(JOBS.c.id)
+    .with_for_update(of=JOBS, skip_locked=True)
+)
+_RENEW = (
+    update(JOBS)
+    .where(JOBS.c.claim_token == func.any(bindparam("tokens", type_=ARRAY(Uuid()))))
+    .where(JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    .values(due_at=func.now() + bindparam("lease", type_=Interval()))
+    .returning(JOBS.c.claim_token)
+)
+
+
+async def claim(
+    conn: AsyncConnection,
+    job_ids: Sequence[UUID],
+    *,
+    lease: timedelta,
+    starts: int,
+    policy: Policy,
+) -> list[Claim]:
+    """Take those of the jobs that somebody needs to look at now.
+
+    Locks the rows and pushes `due_at` one lease beyond the database's now.  A pending job
+    is taken only while `starts` lasts, and its attempt is intended in the same breath: after
+    the commit exactly one request may leave for it.  A pending job past its deadline fails
+    here, unbought.  A job missing from the answer is unknown, finished, not due, out of
+    budget or in other hands.  Does not commit.
+    """
+    rows = (await conn.execute(_CLAIMABLE, {"ids": list(job_ids)})).all()
+    # When the budget does not reach for all: by priority, then by age (ids are in time order).
+    rows = sorted(rows, key=lambda row: (-row.priority, row.id))
+    claims: list[Claim] = []
+    writes = Writes()
+    for row in rows:
+        state = read_state(row)
+        token = uuid4()
+        if state.status is not Status.PENDING:
+            if row.claim_token is not None:
+                log.warning("job.lease_expired", job_id=str(row.id), stage=state.stage)
+            writes.add(row, state, state, due_at=row.now + lease, claim_token=token)
+            claims.append(read_claim(row, state, token, is_fresh=False))
+        elif row.now >= state.deadline_at:
+            writes.decided(row, state, Expired(), policy)
+        elif starts > 0:
+            starts -= 1
+            claims.append(_intend(writes, row, state, token, lease, policy))
+    await writes.flush(conn)
+    return claims
+
+
+def _intend(
+    writes: Writes,
+    row: Any,
+    state: JobState,
+    token: UUID,
+    lease: timedelta,
+    policy: Policy,
+) -> Claim:
+    after = decide(state, Intended(), row.now, policy, random.random())
+    attempt_id, attempt_token = row.attempt_id, row.attempt_token
+    if state.open_attempt is None:
+        attempt_id, attempt_token = uuid4(), secrets.token_urlsafe(24)
+    writes.add(row, state, after, due_at=row.now + lease, claim_token=token)
+    writes.event(row, after, Intended())
+    writes.attempt(row, after.attempt, attempt_id, attempt_token)
+    return read_claim(
+        row,
+        after,
+        token,
+        is_fresh=True,
+        attempt_id=attempt_id,
+        attempt_token=attempt_token,
+    )
+
+
+async def renew(
+    conn: AsyncConnection, claims: Sequence[Claim], *, lease: timedelta
+) -> set[UUID]:
+    """Push the lease of the claims that still stand; give their tokens.  Does not commit."""
+    values = {
+        "ids": [claim.job_id for claim in claims],
+        "tokens": [claim.token for claim in claims],
+        "lease": lease,
+    }
+    return set((await conn.execute(_RENEW, values)).scalars())
+
+
+# -------------------------------------------------------------------------- transition
+
+_LOCKED = SELECT_STATE.order_by(JOBS.c.id).with_for_update(of=JOBS)
+
+
+async def transition(
+    conn: AsyncConnection, changes: Sequence[Change], *, policy: Policy
+) -> list[Outcome | Exception]:
+    """Put the changes through the gate, in order; answer one outcome or refusal each.
+
+    `NotFound` for an unknown job, `LostClaim` for a claim that no longer stands.  Changes
+    of one job see each other.  Finished jobs stay as they are.  Does not commit.
+    """
+    ids = list({change.job_id for change in changes})
+    rows = {row.id: row for row in await conn.execute(_LOCKED, {"ids": ids})}
+    tokens = {job_id: row.claim_token for job_id, row in rows.items()}
+    states = {job_id: read_state(row) for job_id, row in rows.items()}
+    outcomes: list[Outcome | Exception] = []
+    writes = Writes()
+    for change in changes:
+        row = rows.get(change.job_id)
+        if row is None:
+            outcomes.append(NotFound("There is no such job."))
+            continue
+        if change.token is not None and change.token != tokens[row.id]:
+            outcomes.append(LostClaim("Somebody else is looking at the job."))
+            continue
+        before = states[row.id]
+        after = decide(before, change.event, row.now, policy, random.random())
+        if change.hold is Hold.RELEASE or after.is_terminal:
+            tokens[row.id] = None
+        due_at = row.due_at if change.hold is Hold.KEEP else after.due_at
+        if change.hold is Hold.RELEASE:
+            after = replace(after, is_claimed=False)
+        states[row.id] = after
+        outcomes.append(Outcome(before, after, _ahead(after, row.now)))
+        if after == before and change.hold is Hold.NONE:
+            continue
+        writes.add(
+            row,
+            before,
+            after,
+            due_at=due_at,
+            claim_token=tokens[row.id],
+            cost_usd=change.cost_usd,
+        )
+        if after.version != before.version:
+            writes.event(row, after, change.event)
+            writes.outputs(row, change.outputs)
+        if after.attempt != before.attempt:
+            writes.attempt(row, after.attempt, row.attempt_id, row.attempt_token)
+    await writes.flush(conn)
+    return outcomes
+
+
+def _ahead(state: JobState, now: datetime) -> timedelta | None:
+    return None if state.due_at is None else max(state.due_at - now, timedelta(0))
+
+
+# ---------------------------------------------------------------------- cancel, delete
+
+
+async def cancel(conn: AsyncConnection, job_id: UUID, *, policy: Policy) -> Outcome:
+    """Ask for the end of a job: at once if nothing was sent, else with the provider.
+
+    A finished job stays as it is.  Raise `NotFound`.  Does not commit.
+    """
+    change = Change(job_id, CancelRequested())
+    (outcome,) = await transition(conn, [change], policy=policy)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+_KEYS_OF = select(ASSETS.c.key).where(ASSETS.c.job_id == bindparam("job_id"))
+
+
+async def delete_job(conn: AsyncConnection, job_id: UUID) -> None:
+    """Remove a finished job with all its rows; its files are `orphans_among`'s.
+
+    Raise `NotFound`, or `Conflict` for a live job.  Does not commit.
+    """
+    status = await conn.scalar(
+        select(JOBS.c.status).where(JOBS.c.id == job_id).with_for_update()
+    )
+    if status is None:
+        raise NotFound("There is no such job.")
+    if not Status(status).is_terminal:
+        raise Conflict(f"The job is {status}: cancel it first, then delete it.")
+    await conn.execute(delete(JOBS).where(JOBS.c.id == job_id))
+
+
+async def keys_of(conn: AsyncConnection, job_id: UUID) -> list[str]:
+    """Name the files of a job."""
+    return list((await conn.execute(_KEYS_OF, {"job_id": job_id})).scalars())
+
+
+async def orphans_among(conn: AsyncConnection, keys: Sequence[str]) -> list[str]:
+    """Tell which of the files no job has any more."""
+    used = set(
+        (
+            await conn.execute(
+                select(ASSETS.c.key).where(
+                    ASSETS.c.key
+                    == func.any(bindparam("keys", list(keys), type_=ARRAY(Text())))
+                )
+            )
+        ).scalars()
+    )
+    return [key for key in keys if key not in used]

@@ -1,0 +1,178 @@
+"""Writing decisions down: rows collected for a batch, then one statement per table."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.core.database import arrays, unnest
+from app.domain import journal
+from app.domain.events import Event
+from app.domain.generation import GenerationRequest
+from app.domain.lifecycle import Attempt, JobState, decide
+from app.domain.policy import Policy
+from app.services.job_records import (
+    ASSETS,
+    ATTEMPTS,
+    EVENTS,
+    JOBS,
+    STATE_COLUMNS,
+    StoredOutput,
+    write_state,
+)
+
+log = structlog.get_logger("app.jobs")
+
+_states = unnest(JOBS, STATE_COLUMNS, alias="new")
+_UPDATE_JOBS = (
+    update(JOBS)
+    .where(JOBS.c.id == _states.c.id)
+    .values({name: _states.c[name] for name in STATE_COLUMNS if name != "id"})
+)
+_ATTEMPT_COLUMNS = (
+    *("id", "job_id", "number", "state", "handle", "fingerprint", "token"),
+    *("sent_at", "closed_at"),
+)
+_attempts = unnest(ATTEMPTS, _ATTEMPT_COLUMNS, alias="new")
+_insert_attempts = upsert(ATTEMPTS).from_select(
+    list(_ATTEMPT_COLUMNS), select(_attempts), include_defaults=False
+)
+_WRITE_ATTEMPTS = _insert_attempts.on_conflict_do_update(
+    index_elements=[ATTEMPTS.c.job_id, ATTEMPTS.c.number],
+    set_={
+        name: _insert_attempts.excluded[name]
+        for name in ("state", "handle", "sent_at", "closed_at")
+    },
+)
+_EVENT_COLUMNS = ("job_id", "version", "name", "data", "status", "stage", "at")
+_events = unnest(EVENTS, _EVENT_COLUMNS, alias="new")
+_INSERT_EVENTS = insert(EVENTS).from_select(
+    list(_EVENT_COLUMNS), select(_events), include_defaults=False
+)
+_ASSET_COLUMNS = (
+    *("job_id", "index", "key", "sha256", "content_type", "size_bytes"),
+    *("width", "height", "created_at"),
+)
+_assets = unnest(ASSETS, _ASSET_COLUMNS, alias="new")
+_INSERT_ASSETS = insert(ASSETS).from_select(
+    list(_ASSET_COLUMNS), select(_assets), include_defaults=False
+)
+
+
+class Writes:
+    """Rows to write for a batch of decisions; `flush` sends one statement per table."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[UUID, dict[str, Any]] = {}
+        self._attempts: dict[tuple[UUID, int], dict[str, Any]] = {}
+        self._events: list[dict[str, Any]] = []
+        self._assets: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        row: Any,
+        before: JobState,
+        after: JobState,
+        *,
+        due_at: datetime | None,
+        claim_token: UUID | None,
+        cost_usd: Decimal | None = None,
+    ) -> None:
+        """Write the job's new state; log the one line of a change that can be seen."""
+        self._jobs[row.id] = write_state(
+            row.id,
+            after,
+            due_at=due_at,
+            claim_token=claim_token,
+            cost_usd=row.cost_usd if cost_usd is None else cost_usd,
+        )
+        if (before.status, before.stage) != (after.status, after.stage):
+            log.info(
+                "job.changed",
+                job_id=str(row.id),
+                request_id=row.request_id,
+                status=after.status.value,
+                stage=after.stage.value if after.stage else None,
+                version=after.version,
+                attempt=after.attempts,
+                code=after.failure.code if after.failure else None,
+            )
+
+    def decided(self, row: Any, state: JobState, event: Event, policy: Policy) -> None:
+        """Decide an event that needs no claim, and write it."""
+        after = decide(state, event, row.now, policy, random.random())
+        self.add(row, state, after, due_at=after.due_at, claim_token=None)
+        self.event(row, after, event)
+        if after.attempt != state.attempt:
+            self.attempt(row, after.attempt, row.attempt_id, row.attempt_token)
+
+    def event(self, row: Any, after: JobState, event: Event) -> None:
+        """Append the event to the job's history."""
+        name, data = journal.record(event)
+        self._events.append(
+            {
+                "job_id": row.id,
+                "version": after.version,
+                "name": name,
+                "data": data,
+                "status": after.status.value,
+                "stage": after.stage.value if after.stage else None,
+                "at": row.now,
+            }
+        )
+
+    def attempt(
+        self, row: Any, attempt: Attempt | None, attempt_id: UUID, token: str
+    ) -> None:
+        """Write the attempt, new or changed."""
+        if attempt is None:
+            return
+        is_over = not attempt.state.is_open
+        self._attempts[row.id, attempt.number] = {
+            "id": attempt_id,
+            "job_id": row.id,
+            "number": attempt.number,
+            "state": attempt.state.value,
+            "handle": attempt.handle,
+            "fingerprint": GenerationRequest(row.model, row.input).fingerprint,
+            "token": token,
+            "sent_at": attempt.sent_at,
+            "closed_at": row.now if is_over else None,
+        }
+
+    def outputs(self, row: Any, outputs: Sequence[StoredOutput]) -> None:
+        """Attach stored files to the job."""
+        for output in outputs:
+            self._assets.append(
+                {
+                    "job_id": row.id,
+                    "index": output.index,
+                    "key": output.key,
+                    "sha256": output.sha256,
+                    "content_type": output.content_type,
+                    "size_bytes": output.size_bytes,
+                    "width": output.width,
+                    "height": output.height,
+                    "created_at": row.now,
+                }
+            )
+
+    async def flush(self, conn: AsyncConnection) -> None:
+        """Send what there is, one statement per table."""
+        for statement, rows, names in (
+            (_UPDATE_JOBS, self._jobs.values(), STATE_COLUMNS),
+            (_WRITE_ATTEMPTS, self._attempts.values(), _ATTEMPT_COLUMNS),
+            (_INSERT_EVENTS, self._events, _EVENT_COLUMNS),
+            (_INSERT_ASSETS, self._assets, _ASSET_COLUMNS),
+        ):
+            if rows:
+                await conn.execute(statement, arrays(rows, names))

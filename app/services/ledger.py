@@ -1,0 +1,135 @@
+"""Short transactions around `job_service`: begin, do, commit; many callers share one.
+
+The doors and the runner come here to have things written down.  Every method returns after
+the commit.  A database that cannot be had is `Unavailable`, within `PATIENCE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.core.batching import Batcher
+from app.core.database import DISCONNECTED, is_disconnect
+from app.domain.errors import NotFound, Unavailable
+from app.domain.policy import Policy
+from app.services import job_queries, job_service
+from app.services.job_queries import JobRecord
+from app.services.job_records import Claim
+from app.services.job_service import Change, NewJob, Outcome
+
+PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
+LEASE = timedelta(seconds=15)
+MOST_AT_ONCE = 200  # rows in one transaction
+
+_GONE = (DBAPIError, *DISCONNECTED)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the driver's ways of saying "gone" into `Unavailable`; pass the rest on."""
+    try:
+        yield
+    except _GONE as error:
+        if not is_disconnect(error):
+            raise
+        raise Unavailable("The database does not answer.") from error
+
+
+@asynccontextmanager
+async def _within(patience: timedelta) -> AsyncIterator[None]:
+    """Give up after a while with `Unavailable`."""
+    try:
+        async with asyncio.timeout(patience.total_seconds()):
+            yield
+    except TimeoutError as error:
+        raise Unavailable("The database does not answer in time.") from error
+
+
+def _is_shared(error: BaseException) -> bool:
+    """A database that is gone is everybody's trouble; a broken rule is one caller's."""
+    return isinstance(error, Unavailable)
+
+
+class Ledger:
+    """Where jobs are written down and looked up.  Safe to share within one event loop."""
+
+    def __init__(self, engine: AsyncEngine, policy: Policy) -> None:
+        self.engine = engine
+        self.policy = policy
+        self.submit: Batcher[NewJob, datetime] = Batcher(
+            self._submit, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
+        )
+        self.change: Batcher[Change, Outcome] = Batcher(
+            self._change, limit=MOST_AT_ONCE, is_shared=_is_shared
+        )
+        self.read: Batcher[UUID, JobRecord] = Batcher(
+            self._read, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Open one short transaction, committed at the end; raise `Unavailable` for lost ones.
+
+        Whether a commit whose answer was lost took place is not known; what is written here
+        may therefore be repeated safely.
+        """
+        with _translated():
+            async with self.engine.begin() as conn:
+                yield conn
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection without a transaction, for single reads."""
+        with _translated():
+            async with self.engine.connect() as conn:
+                yield await conn.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def claim(self, job_ids: Sequence[UUID], *, starts: int) -> list[Claim]:
+        """Claim what is due among the jobs: see `job_service.claim`."""
+        async with self.transaction() as conn:
+            return await job_service.claim(
+                conn, job_ids, lease=LEASE, starts=starts, policy=self.policy
+            )
+
+    async def renew(self, claims: Sequence[Claim]) -> set[UUID]:
+        """Renew the leases of the claims; give the tokens that still stand."""
+        async with self.transaction() as conn:
+            return await job_service.renew(conn, claims, lease=LEASE)
+
+    async def _submit(self, jobs: Sequence[NewJob]) -> Sequence[datetime]:
+        async with _within(PATIENCE):
+            try:
+                born = await self._submit_once(jobs)
+            except Unavailable:
+                # After a restart of PostgreSQL every pooled connection is dead, and the
+                # first failure has cleared them out.  Ids are chosen, so this is harmless.
+                born = await self._submit_once(jobs)
+        return [born[job.id] for job in jobs]
+
+    async def _submit_once(self, jobs: Sequence[NewJob]) -> dict[UUID, datetime]:
+        async with self.transaction() as conn:
+            return await job_service.submit(conn, jobs)
+
+    async def _change(self, changes: Sequence[Change]) -> Sequence[Outcome | Exception]:
+        async with self.transaction() as conn:
+            return await job_service.transition(conn, changes, policy=self.policy)
+
+    async def _read(self, job_ids: Sequence[UUID]) -> Sequence[JobRecord | Exception]:
+        async with _within(PATIENCE):
+            try:
+                found = await self._read_once(job_ids)
+            except Unavailable:
+                found = await self._read_once(job_ids)
+        missing = NotFound("There is no such job.")
+        return [found.get(job_id, missing) for job_id in job_ids]
+
+    async def _read_once(self, job_ids: Sequence[UUID]) -> dict[UUID, JobRecord]:
+        async with self.reading() as conn:
+            return await job_queries.find(conn, list(set(job_ids)))

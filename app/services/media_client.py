@@ -1,0 +1,129 @@
+"""Builds the provider's client from settings, and keeps it within the account's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from app.core.throttle import TokenBucket
+from app.domain.errors import ProviderThrottled
+from app.services.providers.addresses import OutputHosts
+from app.services.providers.replicate import ReplicateClient
+from app.services.providers.transport import (
+    Downloader,
+    DownloadLimits,
+    OnRequest,
+    ignore_request,
+)
+
+# Who is paused by an answer that does not say for how long, and for how long at most: a
+# throttled account says "resets in ~Ns" with N below a minute (public issues, 2025-26).
+_USUAL_PAUSE = timedelta(seconds=5)
+_LONGEST_PAUSE = timedelta(minutes=2)
+_PATIENCE = timedelta(seconds=5)
+
+
+class ProviderSettings(Protocol):
+    """The part of the settings that concerns the provider."""
+
+    @property
+    def replicate_api_base_url(self) -> str: ...
+    @property
+    def replicate_api_token(self) -> SecretStr: ...
+    @property
+    def output_hosts(self) -> tuple[str, ...]: ...
+    @property
+    def max_output_bytes(self) -> int: ...
+    @property
+    def worker_concurrency(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """The account's two budgets, shared by all processes.
+
+    Whoever buys takes from `creates` before; everything else takes from `requests` by
+    itself.  Replicate allows 600 creates and 3000 other requests a minute per account
+    (replicate.com/docs/topics/predictions/rate-limits).
+    """
+
+    creates: TokenBucket
+    requests: TokenBucket
+
+    @classmethod
+    def open(
+        cls, redis: Redis, *, creates_per_minute: int, requests_per_minute: int
+    ) -> Throttle:
+        """Make both buckets on one Redis client, which stays the caller's."""
+        return cls(
+            creates=TokenBucket(
+                redis, "provider-creates", per_minute=creates_per_minute
+            ),
+            requests=TokenBucket(
+                redis, "provider-requests", per_minute=requests_per_minute
+            ),
+        )
+
+
+class ThrottleGate:
+    """Hold requests until the bucket has a token, and close the bucket after a 429."""
+
+    def __init__(self, throttle: Throttle, *, patience: timedelta = _PATIENCE) -> None:
+        """Wait up to `patience` for a token."""
+        self._throttle = throttle
+        self._patience = patience
+
+    async def admit(self, operation: str) -> None:
+        """Return with a token of the `requests` bucket, or raise `ProviderThrottled`."""
+        give_up = time.monotonic() + self._patience.total_seconds()
+        while True:
+            grant = await self._throttle.requests.take()
+            if grant.granted:
+                return
+            wait = grant.retry_after.total_seconds()
+            if time.monotonic() + wait > give_up:
+                raise ProviderThrottled(
+                    "our own limit of provider requests is used up",
+                    retry_after=grant.retry_after,
+                )
+            await asyncio.sleep(wait)
+
+    async def throttled(self, operation: str, retry_after: timedelta | None) -> None:
+        """Pause the bucket the operation belongs to, for everybody."""
+        wait = _USUAL_PAUSE if retry_after is None else retry_after
+        is_create = operation == "create"
+        bucket = self._throttle.creates if is_create else self._throttle.requests
+        await bucket.pause(min(wait, _LONGEST_PAUSE))
+
+
+def open_media_client(
+    settings: ProviderSettings,
+    throttle: Throttle,
+    on_request: OnRequest | None = None,
+) -> ReplicateClient:
+    """Build the provider's client; it connects on first use.  Close it with `aclose()`.
+
+    `on_request(operation, code, seconds)` is told of every request: the code is the HTTP
+    status or the name of what went wrong.  Raise `ValueError` for a wrong output host.
+    """
+    on_request = on_request or ignore_request
+    downloader = Downloader(
+        OutputHosts.parse(settings.output_hosts),
+        DownloadLimits(max_bytes=settings.max_output_bytes),
+        max_connections=settings.worker_concurrency,
+        on_request=on_request,
+    )
+    return ReplicateClient(
+        base_url=settings.replicate_api_base_url,
+        token=settings.replicate_api_token.get_secret_value(),
+        downloader=downloader,
+        max_connections=settings.worker_concurrency,
+        on_request=on_request,
+        gate=ThrottleGate(throttle),
+    )

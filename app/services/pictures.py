@@ -1,0 +1,172 @@
+"""Decide whether bytes are a picture we accept, and what kind.
+
+Nothing from outside is believed: neither a name nor a `Content-Type`.  The first bytes name the
+format, the header gives the size before anything is decoded, and every pixel is decoded once.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Final
+
+from PIL import Image, features
+
+from app.domain.errors import OutputInvalid
+
+MAX_PIXELS: Final = 8192 * 8192
+"""The most pixels we decode, all frames of an animation together.
+
+Four times the largest output known to us (seedream-4 makes 4096 x 4096: replicate-api.md
+section 13); decoded it takes 256 MiB of memory as RGBA.
+"""
+
+SNIFFED_BYTES: Final = 32
+"""How many of the first bytes `sniff` wants to see."""
+
+# What Pillow's readers raise for bytes they cannot make sense of.  The bomb warning is an
+# exception only where warnings are errors; the size is checked by ourselves in any case.
+_BROKEN: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+_BOMB: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFormat:
+    """One format we accept: Pillow's name, the wire's name, and the file name's ending."""
+
+    pillow_name: str
+    content_type: str
+    extension: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What a picture turned out to be.  Width and height are in pixels, before rotation."""
+
+    content_type: str
+    extension: str
+    width: int
+    height: int
+
+
+PNG: Final = PictureFormat("PNG", "image/png", "png")
+JPEG: Final = PictureFormat("JPEG", "image/jpeg", "jpg")
+WEBP: Final = PictureFormat("WEBP", "image/webp", "webp")
+GIF: Final = PictureFormat("GIF", "image/gif", "gif")
+AVIF: Final = PictureFormat("AVIF", "image/avif", "avif")
+
+FORMATS: Final = {one.extension: one for one in (PNG, JPEG, WEBP, GIF, AVIF)}
+
+_LOOKALIKES: Final = (
+    (b"<svg", "SVG, which may carry scripts and is not accepted"),
+    (b"<?xml", "XML or SVG"),
+    (b"<!doctype", "a web page"),
+    (b"<html", "a web page"),
+    (b"pk\x03\x04", "a ZIP archive"),
+    (b"%pdf", "a PDF document"),
+    (b"{", "JSON"),
+)
+
+
+def sniff(head: bytes) -> PictureFormat | None:
+    """Name the format by its magic number; None for everything we do not accept.
+
+    `head` are the first `SNIFFED_BYTES` bytes, or all when there are fewer.
+    """
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PNG
+    if head.startswith(b"\xff\xd8\xff"):
+        return JPEG
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return GIF
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return WEBP
+    # ISO base media: a box "ftyp" whose major brand is AVIF (still) or AVIS (sequence).
+    if head[4:12] in (b"ftypavif", b"ftypavis") and features.check("avif"):
+        return AVIF
+    return None
+
+
+def inspect(file: IO[bytes]) -> PictureFacts:
+    """Check the whole file and say what it is; raise `OutputInvalid` if it is no good.
+
+    Decodes every pixel of every frame, so it takes milliseconds of CPU (most of them outside
+    the interpreter lock): call it in a thread.  Leaves the file open, at any position.
+    Bytes after the end of the picture are allowed: cameras and HDR pictures have them, and
+    files are served so that nobody takes them for something else.
+    """
+    file.seek(0)
+    head = file.read(SNIFFED_BYTES)
+    if not head:
+        raise OutputInvalid("The file is empty.")
+    found = sniff(head)
+    if found is None:
+        raise OutputInvalid(f"The file is {_name(head)}, not a picture we accept.")
+    file.seek(0)
+    try:
+        # Only the one reader is tried: the others are not exposed to foreign bytes.
+        with Image.open(file, formats=[found.pillow_name]) as picture:
+            width, height = picture.size
+            _decode(picture)
+    except _BOMB as exc:
+        raise OutputInvalid(_too_large()) from exc
+    except _BROKEN as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # The disk, not the picture.
+        raise OutputInvalid(
+            f"The {found.extension} file is damaged or cut off."
+        ) from exc
+    return PictureFacts(found.content_type, found.extension, width, height)
+
+
+def _decode(picture: Image.Image) -> None:
+    """Decode all frames, counting pixels before each, never more than `MAX_PIXELS`."""
+    pixels = 0
+    for width, height in _frame_sizes(picture):
+        pixels += width * height
+        if pixels > MAX_PIXELS:
+            raise OutputInvalid(_too_large())
+        picture.load()
+
+
+def _frame_sizes(picture: Image.Image) -> Iterator[tuple[int, int]]:
+    """Walk through the frames; the picture stands at each in turn, not yet decoded."""
+    yield picture.size
+    if not getattr(picture, "is_animated", False):
+        return
+    frame = 1
+    while True:
+        try:
+            picture.seek(frame)
+        except EOFError:
+            return
+        yield picture.size
+        frame += 1
+
+
+def _too_large() -> str:
+    return f"The picture has more than {MAX_PIXELS:,} pixels."
+
+
+def _name(head: bytes) -> str:
+    """Say in words what the first bytes look like."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for prefix, words in _LOOKALIKES:
+        if start.startswith(prefix):
+            return words
+    return "of an unknown kind"

@@ -1,0 +1,100 @@
+"""One per deployment: finds what is due and nobody was told about.
+
+The bell is lossy and processes die; the rows are neither.  Twice a second the leader asks
+the table what is due and has it looked at: by its own engine first, by the other workers
+for what is beyond it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from app.core.leasing import Leadership
+from app.core.queue import Bell
+from app.domain.errors import Unavailable
+from app.services import job_queries
+from app.services.engine import Engine
+from app.services.ledger import MOST_AT_ONCE, Ledger
+
+log = structlog.get_logger("app.watcher")
+
+LEADERSHIP_KEY = 0x6D67_0001
+ROUND = timedelta(milliseconds=500)
+SLACK = timedelta(milliseconds=750)  # a worker's own timers come first
+RINGS_A_ROUND = 32
+
+
+class Watcher:
+    """Runs in every worker; works in the one that holds the leadership."""
+
+    def __init__(
+        self, *, ledger: Ledger, engine: Engine, leadership: Leadership, bell: Bell
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._leadership = leadership
+        self._bell = bell
+        self._task: asyncio.Task[None] | None = None
+        self._led = False
+
+    @property
+    def is_leading(self) -> bool:
+        """Tell whether this process watches for the deployment."""
+        return self._leadership.is_held
+
+    def start(self) -> None:
+        """Start the rounds, in the running loop."""
+        self._task = asyncio.create_task(self._watch_for_ever(), name="watcher")
+
+    async def stop(self) -> None:
+        """End the rounds and give the leadership up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._leadership.resign()
+
+    async def _watch_for_ever(self) -> None:
+        while True:
+            is_full = False
+            if await self._confirm():
+                try:
+                    is_full = await self.sweep()
+                except Unavailable as error:
+                    log.warning("sweep.failed", reason=str(error))
+            # With more due than one round takes, go on as soon as there is room.
+            pause = ROUND / 10 if is_full else ROUND
+            await asyncio.sleep(pause.total_seconds())
+
+    async def _confirm(self) -> bool:
+        leads = await self._leadership.confirm()
+        if leads != self._led:
+            log.info("watcher.leads" if leads else "watcher.follows")
+            self._led = leads
+        return leads
+
+    async def sweep(self) -> bool:
+        """Offer what is due; tell whether there was more than fits.
+
+        Looks at jobs under way come before starts: they are paid for.
+        """
+        limit = min(self._engine.room, MOST_AT_ONCE)
+        if limit == 0:
+            return True
+        async with self._ledger.reading() as conn:
+            due = await job_queries.due_looks(
+                conn, slack=SLACK, limit=limit + RINGS_A_ROUND
+            )
+            if self._engine.may_start and len(due) < limit:
+                room = limit + RINGS_A_ROUND - len(due)
+                due += await job_queries.due_starts(conn, limit=room)
+        self._engine.offer(due[:limit])
+        self._ring(due[limit:])
+        return len(due) >= limit
+
+    def _ring(self, beyond: list[UUID]) -> None:
+        for job_id in beyond:
+            self._bell.ring(str(job_id))

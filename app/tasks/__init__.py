@@ -1,0 +1,1 @@
+"""The Celery door: tasks hand job ids to the engine and return."""

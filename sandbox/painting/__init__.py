@@ -1,0 +1,1 @@
+"""The sandbox's pictures: palettes, tools and motifs.  Pillow only, and always the same bytes."""

@@ -1,0 +1,1 @@
+"""The whole test suite: real PostgreSQL, real Valkey, no network but loopback."""

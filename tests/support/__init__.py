@@ -1,0 +1,1 @@
+"""What tests share: servers, factories, and ways to move time."""

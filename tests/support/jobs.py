@@ -1,0 +1,260 @@
+"""Jobs for tests: a factory, and every verb of `job_service` in a transaction of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, Table, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from uuid_utils.compat import uuid7
+
+from app.domain import journal
+from app.domain.events import Event
+from app.domain.generation import Failure, GenerationRequest
+from app.domain.lifecycle import JobState
+from app.domain.policy import Policy
+from app.services import job_service
+from app.services.job_records import (
+    ASSETS,
+    ATTEMPTS,
+    EVENTS,
+    JOBS,
+    SELECT_STATE,
+    Claim,
+    StoredOutput,
+    read_state,
+)
+from app.services.job_service import Change, Hold, NewJob, Outcome
+
+LEASE = timedelta(seconds=30)
+FAILURE = Failure("bad_weather", "The weather was bad.", retryable=True)
+
+_seeds = itertools.count(1)
+
+
+def new_job(**changes: Any) -> NewJob:
+    """Make a job to submit; every one has an input of its own."""
+    values: dict[str, Any] = {
+        "id": uuid7(),
+        "request": GenerationRequest(
+            "acme/painter", {"prompt": "a lighthouse", "seed": next(_seeds)}
+        ),
+        "provider": "replicate",
+        "prompt": "a lighthouse",
+        "num_outputs": 1,
+        "priority": 0,
+        "deadline": timedelta(minutes=15),
+        "metadata": {},
+    }
+    return NewJob(**(values | changes))
+
+
+def stored_output(index: int = 0, *, digest: str = "ab" * 32) -> StoredOutput:
+    """Make a file as the store would report it."""
+    return StoredOutput(
+        index=index,
+        key=f"{digest[:2]}/{digest}.png",
+        sha256=digest,
+        content_type="image/png",
+        size_bytes=1234,
+        width=64,
+        height=48,
+    )
+
+
+class JobTable:
+    """The jobs of one database, as a test wants to drive them.  Every verb commits."""
+
+    def __init__(self, engine: AsyncEngine, policy: Policy = Policy()) -> None:
+        self.engine = engine
+        self.policy = policy
+
+    # -- verbs ---------------------------------------------------------------------------
+
+    async def submit(self, *jobs: NewJob) -> list[UUID]:
+        """Accept the jobs, one of its own making when none is given; give their ids."""
+        accepted = jobs or (new_job(),)
+        async with self.engine.begin() as conn:
+            await job_service.submit(conn, accepted)
+        return [job.id for job in accepted]
+
+    async def claim(
+        self, *job_ids: UUID, lease: timedelta = LEASE, starts: int = 1000
+    ) -> list[Claim]:
+        """Claim what may be claimed of the jobs."""
+        async with self.engine.begin() as conn:
+            return await job_service.claim(
+                conn, job_ids, lease=lease, starts=starts, policy=self.policy
+            )
+
+    async def claim_one(self, job_id: UUID, *, lease: timedelta = LEASE) -> Claim:
+        """Claim the job; it must be free and due."""
+        (claim,) = await self.claim(job_id, lease=lease)
+        return claim
+
+    async def renew(self, *claims: Claim, lease: timedelta = LEASE) -> set[UUID]:
+        """Push the lease of the claims."""
+        async with self.engine.begin() as conn:
+            return await job_service.renew(conn, claims, lease=lease)
+
+    async def transition(self, *changes: Change) -> list[Outcome | Exception]:
+        """Put the changes through the gate in one transaction."""
+        async with self.engine.begin() as conn:
+            return await job_service.transition(conn, changes, policy=self.policy)
+
+    async def settle(
+        self,
+        claim: Claim,
+        event: Event,
+        *,
+        outputs: Sequence[StoredOutput] = (),
+        cost_usd: Decimal | None = None,
+    ) -> Outcome:
+        """End the look with an event.  Raise what the gate answers instead of an outcome."""
+        change = Change(
+            claim.job_id, event, Hold.RELEASE, claim.token, tuple(outputs), cost_usd
+        )
+        return _believe(await self.transition(change))
+
+    async def record(self, claim: Claim, event: Event) -> Outcome:
+        """Write an event down in the middle of a look."""
+        change = Change(claim.job_id, event, Hold.KEEP, claim.token)
+        return _believe(await self.transition(change))
+
+    async def tell(self, job_id: UUID, event: Event) -> Outcome:
+        """Write down an event that comes from outside any look."""
+        return _believe(await self.transition(Change(job_id, event)))
+
+    async def look(self, job_id: UUID, *events: Event) -> Outcome:
+        """Claim the job, when due or not, and settle with each event in turn."""
+        for event in events:
+            await self.make_due(job_id)
+            outcome = await self.settle(await self.claim_one(job_id), event)
+        return outcome
+
+    async def cancel(self, job_id: UUID) -> Outcome:
+        """Ask for the end of the job."""
+        async with self.engine.begin() as conn:
+            return await job_service.cancel(conn, job_id, policy=self.policy)
+
+    # -- time ----------------------------------------------------------------------------
+
+    async def age(self, by: timedelta, *job_ids: UUID) -> None:
+        """Move the jobs (all when none is named) into the past, with all their moments."""
+        async with self.engine.begin() as conn:
+            for table, owner, names in _MOMENTS:
+                values = {name: table.c[name] - by for name in names}
+                statement = update(table).values(values)
+                if job_ids:
+                    statement = statement.where(table.c[owner].in_(job_ids))
+                await conn.execute(statement)
+
+    async def make_due(self, *job_ids: UUID) -> None:
+        """Make the live ones of the jobs due now: a lease runs out, a delay is over."""
+        async with self.engine.begin() as conn:
+            await conn.execute(
+                update(JOBS)
+                .where(JOBS.c.id.in_(job_ids), JOBS.c.due_at.is_not(None))
+                .values(due_at=func.now())
+            )
+
+    async def expire(self, *job_ids: UUID) -> None:
+        """Let the deadline of the jobs pass."""
+        async with self.engine.begin() as conn:
+            await conn.execute(
+                update(JOBS)
+                .where(JOBS.c.id.in_(job_ids))
+                .values(deadline_at=func.now())
+            )
+
+    # -- what is stored ------------------------------------------------------------------
+
+    async def row(self, job_id: UUID) -> Row[Any]:
+        """Read the job's row, with its latest attempt and the database's clock."""
+        async with self.engine.connect() as conn:
+            return (await conn.execute(SELECT_STATE, {"ids": [job_id]})).one()
+
+    async def state(self, job_id: UUID) -> JobState:
+        """Read the job's state."""
+        return read_state(await self.row(job_id))
+
+    async def attempts(self, job_id: UUID) -> list[Row[Any]]:
+        """Read the job's attempts, first one first."""
+        return await self._all(ATTEMPTS, job_id, ATTEMPTS.c.number)
+
+    async def events(self, job_id: UUID) -> list[Row[Any]]:
+        """Read the job's history, birth included."""
+        return await self._all(EVENTS, job_id, EVENTS.c.version)
+
+    async def assets(self, job_id: UUID) -> list[Row[Any]]:
+        """Read the job's files."""
+        return await self._all(ASSETS, job_id, ASSETS.c.index)
+
+    async def replayed(self, job_id: UUID) -> JobState:
+        """Fold the job's history over its birth."""
+        birth, *history = await self.events(job_id)
+        assert birth.name == journal.SUBMITTED
+        return journal.replay(
+            birth.at,
+            timedelta(seconds=birth.data["deadline"]),
+            [(journal.revive(event.name, event.data), event.at) for event in history],
+            self.policy,
+            warnings=tuple(birth.data.get("warnings", ())),
+        )
+
+    async def snapshot(self, job_id: UUID) -> dict[str, list[tuple[Any, ...]]]:
+        """Read everything stored about the job, to be compared with itself later."""
+        async with self.engine.connect() as conn:
+            return await snapshot(conn, job_id)
+
+    async def _all(self, table: Table, job_id: UUID, order: Any) -> list[Row[Any]]:
+        statement = select(table).where(table.c.job_id == job_id).order_by(order)
+        async with self.engine.connect() as conn:
+            return list((await conn.execute(statement)).all())
+
+
+async def snapshot(
+    conn: AsyncConnection, job_id: UUID
+) -> dict[str, list[tuple[Any, ...]]]:
+    """Read every row of every table that belongs to the job."""
+    found = {}
+    for table, owner in (
+        *((JOBS, "id"), (ATTEMPTS, "job_id"), (EVENTS, "job_id")),
+        (ASSETS, "job_id"),
+    ):
+        statement = select(table).where(table.c[owner] == job_id)
+        rows = await conn.execute(statement.order_by(text("1, 2")))
+        found[table.name] = [tuple(row) for row in rows]
+    return found
+
+
+def timeless(state: JobState) -> JobState:
+    """Blank the scheduling, which a replay does not give back."""
+    return replace(state, due_at=None, look_failures=0, is_claimed=False)
+
+
+def _believe(outcomes: list[Outcome | Exception]) -> Outcome:
+    (outcome,) = outcomes
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+_MOMENTS: tuple[tuple[Table, str, tuple[str, ...]], ...] = (
+    (
+        *(JOBS, "id"),
+        (
+            *("due_at", "deadline_at", "created_at"),
+            *("started_at", "generated_at", "completed_at"),
+        ),
+    ),
+    (ATTEMPTS, "job_id", ("sent_at", "closed_at")),
+    (EVENTS, "job_id", ("at",)),
+    (ASSETS, "job_id", ("created_at",)),
+)
