@@ -135,6 +135,7 @@ class _Supervisor:
         self._port = port
         self._data_dir = data_dir
         self._logs = data_dir / "logs"
+        self._migrations_out = self._logs / "migrations.out"
         self._settings = environment
         self._stop = stop
         self._say = say
@@ -186,10 +187,13 @@ class _Supervisor:
         sandbox_port = None
         if self._settings["REPLICATE_API_TOKEN"] is None:
             sandbox_port = self._start_sandbox()
-        self._migrate()
+        # The API imports while the migrations run, and is not ready before they are done; the
+        # worker looks for due jobs at once and has to wait for its tables.
+        migrations = self._start_migrations()
         api = f"-m uvicorn app.main:app --host 127.0.0.1 --port {self._port}"
         # Clients that wait for a job are cut off: a stop must not take as long as they wait.
         self._start("API", f"{api} --timeout-graceful-shutdown 2", out="api.out")
+        self._finish_migrations(migrations)
         worker = "-m celery -A worker.celery_app worker --loglevel=info"
         self._start("worker", worker, out="worker.out")
         if sandbox_port is not None:
@@ -212,11 +216,15 @@ class _Supervisor:
         self._start("sandbox", f"-m sandbox --port {port}", out="sandbox.out")
         return port
 
-    def _migrate(self) -> None:
-        out = self._logs / "migrations.out"
-        out.unlink(missing_ok=True)
+    def _start_migrations(self) -> subprocess.Popen[bytes]:
+        self._migrations_out.unlink(missing_ok=True)
         command = [sys.executable, "-m", "alembic", "upgrade", "head"]
-        process = processes.spawn(command, log=out, env=self._env, cwd=ROOT)
+        return processes.spawn(
+            command, log=self._migrations_out, env=self._env, cwd=ROOT
+        )
+
+    def _finish_migrations(self, process: subprocess.Popen[bytes]) -> None:
+        out = self._migrations_out
         try:
             self._wait(lambda: process.poll() is not None, "the migrations")
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import errno
 import logging
 import os
@@ -58,74 +59,66 @@ def _parser() -> argparse.ArgumentParser:
         description="A local Replicate: the provider's HTTP API at no cost. See docs/sandbox.md.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    _add_place(parser)
+    _add_behaviour(parser)
+    return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    """Add where it listens, who may come and what it says about it."""
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
-    add(
-        "--port", type=_port, default=9009, help="port to listen on; 0 takes a free one"
-    )
-    add("--public-url", help="start of the URLs in answers; else from the Host header")
-    add(
-        "--token-check",
-        default="any",
-        metavar="any|TOKEN",
-        help="which token is accepted",
-    )
-    add(
-        "--speed", type=_speed, default=1.0, metavar="N|instant", help="how much faster"
-    )
+    add("--port", type=_port, default=9009, help="port to listen on; 0: a free one")
+    add("--public-url", help="start of the URLs in answers; else the Host header")
+    add("--token-check", default="any", metavar="any|TOKEN", help="accepted token")
+    levels = ("debug", "info", "warning", "error")
+    add("--log-level", choices=levels, default="warning", help="of what is on stderr")
+
+
+def _add_behaviour(parser: argparse.ArgumentParser) -> None:
+    """Add how fast, how limited and how forgetful it is."""
+    add = parser.add_argument
+    add("--speed", type=_speed, default=1.0, metavar="N|instant", help="times faster")
     add(
         "--pictures",
-        choices=("painted", "plain"),
+        type=_pictures,
         default=os.environ.get("SANDBOX_PICTURES", "painted"),
+        metavar="painted|plain",
         help="plain is cheap, for load tests (also SANDBOX_PICTURES)",
     )
     add(
         "--creates-per-minute",
-        type=_count,
         default=600,
-        metavar="N",
         help="0: no limit",
+        type=_count,
+        metavar="N",
     )
     add(
         "--requests-per-minute",
-        type=_count,
         default=3000,
-        metavar="N",
         help="0: no limit",
+        type=_count,
+        metavar="N",
     )
     add(
         "--burst",
+        help="creates at once; else a minute's worth",
         type=_count,
         metavar="N",
-        help="creates at once; else a minute's worth",
     )
     add(
         "--expiry",
-        type=_seconds,
         default=3600.0,
-        metavar="S",
         help="seconds data are kept",
-    )
-    add(
-        "--webhook-window",
         type=_seconds,
-        default=60.0,
         metavar="S",
-        help="seconds over which the last webhook is tried again",
     )
-    add(
-        "--webhook-secret",
-        metavar="whsec_…",
-        help="secret to sign with; else a fixed one",
-    )
-    add("--echo-webhook", action="store_true", help="show webhook in GET and LIST too")
-    add(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="warning",
-        help="how much to log on stderr",
-    )
-    return parser
+    retries = "seconds over which the last webhook is tried again"
+    add("--webhook-window", default=60.0, help=retries, type=_seconds, metavar="S")
+    secret = "secret to sign webhooks with; else a fixed one"
+    add("--webhook-secret", metavar="whsec_…", type=_secret, help=secret)
+    shown = "show webhook in GET and LIST too"
+    add("--echo-webhook", action="store_true", help=shown)
 
 
 def _config(given: argparse.Namespace) -> SandboxConfig:
@@ -150,6 +143,24 @@ def _port(text: str) -> int:
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError("a port is between 0 and 65535")
     return number
+
+
+def _pictures(text: str) -> str:
+    if text not in ("painted", "plain"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither painted nor plain")
+    return text
+
+
+def _secret(text: str) -> str:
+    """Check that it is whsec_ and standard base64."""
+    prefix, _, key = text.partition("_")
+    try:
+        base64.b64decode(key, validate=True)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError("the part after whsec_ is no base64") from exc
+    if prefix != "whsec" or not key:
+        raise argparse.ArgumentTypeError("a secret is whsec_ and base64")
+    return text
 
 
 def _speed(text: str) -> float:

@@ -28,7 +28,13 @@ from app.core.config import DatabaseSettings, Settings, get_settings
 from app.core.database import open_engine
 from app.embedded import Postgres, Valkey
 from tests.support.jobs import JobTable
-from tests.support.servers import FAST_AND_LOOSE, ROOT, DatabaseServer, migrate
+from tests.support.servers import (
+    FAST_AND_LOOSE,
+    ROOT,
+    DatabaseServer,
+    fast_folder,
+    migrate,
+)
 
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 
@@ -62,9 +68,7 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="session")
-def database_server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[DatabaseServer]:
+def database_server() -> Iterator[DatabaseServer]:
     """The session's PostgreSQL server."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
@@ -72,8 +76,10 @@ def database_server(
         yield server
         server.close()
         return
-    folder = tmp_path_factory.mktemp("postgres")
-    with Postgres(folder, settings=FAST_AND_LOOSE) as postgres:
+    with (
+        fast_folder() as folder,
+        Postgres(folder / "postgres", settings=FAST_AND_LOOSE) as postgres,
+    ):
         server = DatabaseServer(postgres.url_of("postgres"))
         yield server
         server.close()

@@ -10,12 +10,12 @@ from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import (
-    JSONResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
 )
 
+from app.api.problems import problem
 from app.services.media_store import BlobMeta, ByteRange, MediaStore
 
 router = APIRouter(tags=["media"])
@@ -76,7 +76,7 @@ async def get_media(key: str, request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     wanted = _choose_range(meta, request.headers)
     if wanted == "unsatisfiable":
-        return _refuse_range(meta)
+        return _refuse_range(request, meta)
     blob = await store.open(key, wanted)
     size = meta.size_bytes if wanted is None else wanted.stop - wanted.start
     headers["Content-Length"] = str(size)
@@ -177,18 +177,14 @@ def _choose_range(
     return ByteRange(start, stop) if start < size else "unsatisfiable"
 
 
-def _refuse_range(meta: BlobMeta) -> Response:
-    detail = f"The file has {meta.size_bytes} bytes; the range starts behind its end."
-    return JSONResponse(
-        {
-            "type": "about:blank",
-            "title": "Range Not Satisfiable",
-            "status": 416,
-            "detail": detail,
-            "code": "range_not_satisfiable",
-            "retryable": False,
-        },
-        status_code=416,
-        media_type="application/problem+json",
-        headers={"Content-Range": f"bytes */{meta.size_bytes}", **_HARMLESS},
+def _refuse_range(request: Request, meta: BlobMeta) -> Response:
+    answer = problem(
+        request,
+        416,
+        code="range_not_satisfiable",
+        title="Range not satisfiable",
+        detail=f"The file has {meta.size_bytes} bytes; the range starts behind its end.",
     )
+    answer.headers["Content-Range"] = f"bytes */{meta.size_bytes}"
+    answer.headers.update(_HARMLESS)
+    return answer

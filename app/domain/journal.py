@@ -50,9 +50,11 @@ def replay(
     deadline: timedelta,
     history: Iterable[tuple[Event, datetime]],
     policy: Policy,
+    *,
+    warnings: tuple[str, ...] = (),
 ) -> JobState:
-    """Fold recorded events over a newborn job."""
-    state = new_job(born, deadline)
+    """Fold recorded events over a newborn job; `warnings` are those it was born with."""
+    state = new_job(born, deadline, warnings=warnings)
     for event, at in history:
         state = decide(state, event, at, policy, 0.0)
     return state

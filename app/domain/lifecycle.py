@@ -145,7 +145,9 @@ class IllegalEvent(Exception):
         super().__init__(f"{type(event).__name__} in {state.status}/{state.stage}")
 
 
-def new_job(now: datetime, deadline: timedelta) -> JobState:
+def new_job(
+    now: datetime, deadline: timedelta, *, warnings: tuple[str, ...] = ()
+) -> JobState:
     """Give birth to a job: pending, due at once."""
     return JobState(
         status=Status.PENDING,
@@ -153,6 +155,7 @@ def new_job(now: datetime, deadline: timedelta) -> JobState:
         created_at=now,
         deadline_at=now + deadline,
         due_at=now,
+        warnings=warnings,
     )
 
 
@@ -310,7 +313,9 @@ def _progress(case: _Case, event: Progressed) -> JobState:
     attempt = _require(case, event, Stage.GENERATING)
     progress = state.progress
     if event.progress is not None:
-        progress = max(progress or 0.0, min(max(event.progress, 0.0), 1.0))
+        # Whole percents: finer steps would be a new version with every look.
+        share = round(min(max(event.progress, 0.0), 1.0), 2)
+        progress = max(progress or 0.0, share)
     wait = case.policy.next_look(case.now - attempt.sent_at)
     if state.is_cancel_requested:
         wait = case.policy.shortest_look

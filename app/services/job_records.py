@@ -111,7 +111,8 @@ def read_state(row: Row[Any]) -> JobState:
         version=row.version,
         attempts=row.attempts,
         attempt=attempt,
-        progress=row.progress,
+        # Decided in whole percents; the column is a float of 4 bytes.
+        progress=None if row.progress is None else round(row.progress, 2),
         is_cancel_requested=row.is_cancel_requested,
         is_claimed=row.claim_token is not None and row.due_at > row.now,
         look_failures=row.look_failures,

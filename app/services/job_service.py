@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,6 +20,8 @@ import structlog
 from sqlalchemy import (
     ARRAY,
     Interval,
+    Row,
+    Select,
     Text,
     Uuid,
     bindparam,
@@ -151,13 +153,13 @@ _INSERT_JOBS = (
 _BORN = select(JOBS.c.id, JOBS.c.created_at).where(
     JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid(), dimensions=1)))
 )
+_births = unnest(EVENTS, ("job_id", "data"), alias="born")
 _INSERT_BIRTHS = insert(EVENTS).from_select(
-    ["job_id", "version", "name", "data", "status", "stage", "at"],
+    ["job_id", "data", "version", "name", "status", "stage", "at"],
     select(
-        func.unnest(bindparam("ids", type_=ARRAY(Uuid()))),
+        _births,
         literal(1),
         literal(journal.SUBMITTED),
-        bindparam("data", type_=EVENTS.c.data.type),
         literal(Status.PENDING.value),
         literal(Stage.QUEUED.value),
         func.now(),
@@ -192,10 +194,17 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
     ]
     values = arrays(rows, _NEW_COLUMNS) | {"deadline": deadline}
     born = {row.id: row.created_at for row in await conn.execute(_INSERT_JOBS, values)}
-    await conn.execute(
-        _INSERT_BIRTHS,
-        {"ids": list(born), "data": {"deadline": deadline.total_seconds()}},
-    )
+    births = [
+        {
+            "job_id": job.id,
+            "data": {
+                "deadline": deadline.total_seconds(),
+                "warnings": list(job.warnings),
+            },
+        }
+        for job in {job.id: job for job in jobs if job.id in born}.values()
+    ]
+    await conn.execute(_INSERT_BIRTHS, arrays(births, ("job_id", "data")))
     if repeated := [job.id for job in jobs if job.id not in born]:
         known = await conn.execute(_BORN, {"ids": repeated})
         born |= {row.id: row.created_at for row in known}
@@ -204,11 +213,16 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
 
 # ------------------------------------------------------------------------------- claim
 
-_CLAIMABLE = (
-    SELECT_STATE.where(JOBS.c.due_at <= func.now())
+# Lock first, read afterwards: a statement that waited for a lock, or came a moment before
+# another one's commit, sees the job as it is now and its attempt as it was before (PostgreSQL 18
+# manual, 13.2.1).
+_LOCK = (
+    select(JOBS.c.id)
+    .where(JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
     .order_by(JOBS.c.id)
-    .with_for_update(of=JOBS, skip_locked=True)
 )
+_LOCK_DUE = _LOCK.where(JOBS.c.due_at <= func.now()).with_for_update(skip_locked=True)
+_LOCK_ALL = _LOCK.with_for_update()
 _RENEW = (
     update(JOBS)
     .where(JOBS.c.claim_token == func.any(bindparam("tokens", type_=ARRAY(Uuid()))))
@@ -216,6 +230,16 @@ _RENEW = (
     .values(due_at=func.now() + bindparam("lease", type_=Interval()))
     .returning(JOBS.c.claim_token)
 )
+
+
+async def _read_locked(
+    conn: AsyncConnection, lock: Select[Any], job_ids: Collection[UUID]
+) -> Sequence[Row[Any]]:
+    """Lock what `lock` selects among the jobs, and read all that a decision needs."""
+    locked = list((await conn.execute(lock, {"ids": list(job_ids)})).scalars())
+    if not locked:
+        return []
+    return (await conn.execute(SELECT_STATE, {"ids": locked})).all()
 
 
 async def claim(
@@ -234,7 +258,7 @@ async def claim(
     here, unbought.  A job missing from the answer is unknown, finished, not due, out of
     budget or in other hands.  Does not commit.
     """
-    rows = (await conn.execute(_CLAIMABLE, {"ids": list(job_ids)})).all()
+    rows = await _read_locked(conn, _LOCK_DUE, job_ids)
     # When the budget does not reach for all: by priority, then by age (ids are in time order).
     rows = sorted(rows, key=lambda row: (-row.priority, row.id))
     claims: list[Claim] = []
@@ -295,8 +319,6 @@ async def renew(
 
 # -------------------------------------------------------------------------- transition
 
-_LOCKED = SELECT_STATE.order_by(JOBS.c.id).with_for_update(of=JOBS)
-
 
 async def transition(
     conn: AsyncConnection, changes: Sequence[Change], *, policy: Policy
@@ -306,8 +328,8 @@ async def transition(
     `NotFound` for an unknown job, `LostClaim` for a claim that no longer stands.  Changes
     of one job see each other.  Finished jobs stay as they are.  Does not commit.
     """
-    ids = list({change.job_id for change in changes})
-    rows = {row.id: row for row in await conn.execute(_LOCKED, {"ids": ids})}
+    ids = {change.job_id for change in changes}
+    rows = {row.id: row for row in await _read_locked(conn, _LOCK_ALL, ids)}
     tokens = {job_id: row.claim_token for job_id, row in rows.items()}
     states = {job_id: read_state(row) for job_id, row in rows.items()}
     outcomes: list[Outcome | Exception] = []
@@ -324,18 +346,21 @@ async def transition(
         after = decide(before, change.event, row.now, policy, random.random())
         if change.hold is Hold.RELEASE or after.is_terminal:
             tokens[row.id] = None
-        due_at = row.due_at if change.hold is Hold.KEEP else after.due_at
+        next_look = _ahead(after, row.now)
         if change.hold is Hold.RELEASE:
             after = replace(after, is_claimed=False)
+        elif not after.is_terminal and (change.hold is Hold.KEEP or after.is_claimed):
+            # Somebody is looking: `due_at` is their lease, whatever was decided.
+            after = replace(after, due_at=before.due_at)
         states[row.id] = after
-        outcomes.append(Outcome(before, after, _ahead(after, row.now)))
+        outcomes.append(Outcome(before, after, next_look))
         if after == before and change.hold is Hold.NONE:
             continue
         writes.add(
             row,
             before,
             after,
-            due_at=due_at,
+            due_at=after.due_at,
             claim_token=tokens[row.id],
             cost_usd=change.cost_usd,
         )

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -88,12 +89,17 @@ class Writes:
         cost_usd: Decimal | None = None,
     ) -> None:
         """Write the job's new state; log the one line of a change that can be seen."""
-        self._jobs[row.id] = write_state(
-            row.id,
-            after,
-            due_at=due_at,
-            claim_token=claim_token,
-            cost_usd=row.cost_usd if cost_usd is None else cost_usd,
+        if cost_usd is None:
+            # An earlier change of this batch may have brought it.
+            cost_usd = self._jobs.get(row.id, {"cost_usd": row.cost_usd})["cost_usd"]
+        self._jobs[row.id] = _storable(
+            write_state(
+                row.id,
+                after,
+                due_at=due_at,
+                claim_token=claim_token,
+                cost_usd=cost_usd,
+            )
         )
         if (before.status, before.stage) != (after.status, after.stage):
             log.info(
@@ -123,7 +129,7 @@ class Writes:
                 "job_id": row.id,
                 "version": after.version,
                 "name": name,
-                "data": data,
+                "data": _storable(data),
                 "status": after.status.value,
                 "stage": after.stage.value if after.stage else None,
                 "at": row.now,
@@ -176,3 +182,18 @@ class Writes:
         ):
             if rows:
                 await conn.execute(statement, arrays(rows, names))
+
+
+def _storable(value: Any) -> Any:
+    """Replace what PostgreSQL cannot keep in a text: NUL and lone surrogates.
+
+    Providers' error texts are not ours to trust; a job must not fail to settle over one.
+    """
+    match value:
+        case str() if not isinstance(value, Enum):
+            return value.replace("\x00", "\ufffd").encode(errors="replace").decode()
+        case dict():
+            return {name: _storable(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_storable(part) for part in value]
+    return value

@@ -46,6 +46,7 @@ from tests.contracts.scripted_server import (
 ID = "ufawqhfynnddngldkgtslldrkq"
 TOKEN = "r8_not_a_real_token"
 REQUEST = GenerationRequest("owner/name", {"prompt": "a fox", "seed": 7})
+PINNED = GenerationRequest(f"owner/name:{'a' * 64}", REQUEST.input)
 LIFE = timedelta(minutes=15)
 QUICK = Timeouts(
     connect=timedelta(seconds=0.3),
@@ -234,10 +235,40 @@ async def test_a_create_is_one_post_with_a_typed_outcome(
 ) -> None:
     reaction, expected = CREATES[row]
     server.will(reaction)
-    outcome = await client.create(REQUEST, cancel_after=LIFE)
+    outcome = await client.create(PINNED, cancel_after=LIFE)
     assert summary(outcome) == expected
     assert [r.method for r in server.requests] == ["POST"]
     assert "credit" not in repr(outcome).lower()
+
+
+NAMELESS = problem(422, title="Invalid version or not permitted", detail="No.")
+
+
+async def test_a_community_model_is_bought_by_its_latest_version(
+    server: ScriptedServer, client: ReplicateClient
+) -> None:
+    described = answer_json(200, {"latest_version": {"id": "b" * 64}})
+    created = answer_json(201, CREATED)
+    server.will(NAMELESS, described, created, created)
+    outcome = await client.create(REQUEST, cancel_after=LIFE)
+    assert summary(outcome) == "started queued"
+    await client.create(REQUEST, cancel_after=LIFE)
+    bought = [r.json["version"] for r in server.requests if r.method == "POST"]
+    pinned = f"owner/name:{'b' * 64}"
+    assert bought == ["owner/name", pinned, pinned]
+
+
+@pytest.mark.parametrize(
+    "description", [problem(404), problem(500), answer_json(200, {})]
+)
+async def test_a_name_that_cannot_be_pinned_stays_refused(
+    server: ScriptedServer, client: ReplicateClient, description: Reaction
+) -> None:
+    server.will(NAMELESS, description)
+    outcome = await client.create(REQUEST, cancel_after=LIFE)
+    assert isinstance(outcome, Refused)
+    assert outcome.failure.code == "model_not_found"
+    assert server.count("POST") == 1
 
 
 async def test_a_create_sends_exactly_what_was_agreed(

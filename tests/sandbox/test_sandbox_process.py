@@ -88,7 +88,13 @@ def test_a_busy_port_is_one_line_and_code_2():
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--port", "70000"), ("--speed", "0"), ("--expiry", "-1"), ("--pictures", "ugly")],
+    [
+        ("--port", "70000"),
+        ("--speed", "0"),
+        ("--expiry", "-1"),
+        ("--pictures", "ugly"),
+        ("--webhook-secret", "whsec_%%%"),
+    ],
 )
 def test_a_wrong_option_is_refused_with_code_2(arguments):
     with process(*arguments) as child:

@@ -166,12 +166,7 @@ class JobTable:
 
     async def expire(self, *job_ids: UUID) -> None:
         """Let the deadline of the jobs pass."""
-        async with self.engine.begin() as conn:
-            await conn.execute(
-                update(JOBS)
-                .where(JOBS.c.id.in_(job_ids))
-                .values(deadline_at=func.now())
-            )
+        await self.age(timedelta(minutes=20), *job_ids)
 
     # -- what is stored ------------------------------------------------------------------
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import aiohttp
+
+from tests.support.waiting import wait_for_async
 
 BUCKET = "pictures"
 _READY = re.compile(r"Running on (http://[\w.:]+)")
@@ -66,10 +66,11 @@ def aws_environment(endpoint: str) -> Iterator[None]:
 
 
 async def _read_endpoint(log: Path, process: subprocess.Popen[bytes]) -> str:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    async def look() -> str | None:
+        assert process.poll() is None, f"moto's server ended: {log.read_text()}"
         found = _READY.search(log.read_text())
-        if found:
-            return found[1]
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"moto's server did not start: {log.read_text()}")
+        return found[1] if found else None
+
+    found = await wait_for_async(look, within=_PATIENCE_SECONDS, what="moto's server")
+    assert found is not None
+    return found

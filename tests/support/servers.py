@@ -6,7 +6,12 @@ and no test sees another one's rows.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -29,6 +34,29 @@ FAST_AND_LOOSE = {
     "max_connections": "200",
     "max_wal_size": "4GB",
 }
+
+
+_ROOM = 2 * 1024**3
+
+
+@contextlib.contextmanager
+def fast_folder() -> Iterator[Path]:
+    """Give a folder for a session's servers, in memory where the machine has room there.
+
+    A database is some 300 files: cloning one takes 20 ms in memory and 200 ms on a busy disk.
+    """
+    memory = Path("/dev/shm")
+    has_room = (
+        memory.is_dir()
+        and os.access(memory, os.W_OK)
+        and shutil.disk_usage(memory).free > _ROOM
+    )
+    with tempfile.TemporaryDirectory(
+        prefix="mediagen-tests-",
+        dir=memory if has_room else None,
+        ignore_cleanup_errors=True,
+    ) as folder:
+        yield Path(folder)
 
 
 def alembic_config() -> Config:

@@ -12,6 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.embedded import EmbeddedServerError, Postgres, Valkey
 from app.processes import Identity
@@ -52,12 +54,13 @@ def test_a_killed_postgres_starts_again_on_the_same_port(tmp_path: Path) -> None
 
 
 def test_both_ask_for_their_password(tmp_path: Path) -> None:
+    no_patience = Retry(NoBackoff(), retries=0)
     with Postgres(tmp_path / "p") as postgres, Valkey(tmp_path / "v") as valkey:
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(
                 f"postgresql://postgres:wrong@127.0.0.1:{postgres.port}/postgres"
             )
-        with redis.Redis(port=valkey.port) as stranger:
+        with redis.Redis(port=valkey.port, retry=no_patience) as stranger:
             with pytest.raises(redis.AuthenticationError):
                 stranger.ping()
         with redis.Redis.from_url(valkey.url) as known:

@@ -134,6 +134,7 @@ class ReplicateClient:
         self._timeouts = timeouts
         self._opened: aiohttp.ClientSession | None = None
         self._closed = False
+        self._pinned: dict[str, str] = {}  # community models, by their plain names
 
     async def create(
         self,
@@ -142,13 +143,44 @@ class ReplicateClient:
         cancel_after: timedelta,
         webhook: str | None = None,
     ) -> CreateOutcome:
-        """Buy once.  Exactly one POST leaves, or none.
+        """Buy once.
 
         `POST /predictions` takes official models (`owner/name`) and versions
-        (`owner/name:version`) alike in `version`.  There is no idempotency key: only what
-        surely happened before a byte left is `Refused`, every doubt is `Unknown`.
+        (`owner/name:version`) alike in `version`, but refuses community models by their
+        name alone; nothing tells which is which beforehand.  So a refused plain name is
+        sent once more with its latest version: a refusal created nothing.  There is no
+        idempotency key: nothing else is ever sent twice, only what surely happened before
+        a byte left is `Refused`, and every doubt is `Unknown`.
         """
-        body: dict[str, object] = {"version": request.model, "input": request.input}
+        version = self._pinned.get(request.model, request.model)
+        outcome = await self._post(version, request, cancel_after, webhook)
+        if not _is_nameless(outcome) or ":" in request.model:
+            return outcome
+        pinned = await self._pin(request.model)
+        if pinned is None or pinned == version:
+            return outcome
+        self._pinned[request.model] = pinned
+        return await self._post(pinned, request, cancel_after, webhook)
+
+    async def _pin(self, model: str) -> str | None:
+        """Name the latest version of a model; None when that cannot be found out."""
+        try:
+            described = await self.describe(model)
+        except (ModelNotFound, ProviderUnavailable):
+            return None
+        if described.version is None:
+            return None
+        return f"{model}:{described.version}"
+
+    async def _post(
+        self,
+        version: str,
+        request: GenerationRequest,
+        cancel_after: timedelta,
+        webhook: str | None,
+    ) -> CreateOutcome:
+        """Send one request to buy, exactly once, or none."""
+        body: dict[str, object] = {"version": version, "input": request.input}
         if webhook is not None:
             body |= {
                 "webhook": webhook,
@@ -374,6 +406,11 @@ def _create_outcome(answer: _Answer) -> CreateOutcome:
     if 400 <= status < 500 and status not in _NO_ANSWER:
         return classify_refusal(status, answer.retry_after, answer.json)
     return Unknown(f"HTTP {status}")
+
+
+def _is_nameless(outcome: CreateOutcome) -> bool:
+    """Tell a refusal of the model's name from all other outcomes."""
+    return isinstance(outcome, Refused) and outcome.failure.code == "model_not_found"
 
 
 async def _read_whole(response: aiohttp.ClientResponse) -> bytes:

@@ -1,0 +1,144 @@
+"""One state of every kind a job can be in, one event of every kind, and what is legal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from app.domain.events import (
+    CancelRequested,
+    Event,
+    Expired,
+    GenerationCancelled,
+    GenerationFailed,
+    Generated,
+    Intended,
+    LookFailed,
+    NotFound,
+    OutcomeUnknown,
+    OutputFailed,
+    Progressed,
+    Refused,
+    Started,
+    Stored,
+)
+from app.domain.generation import Failure, RefusalKind
+from app.domain.lifecycle import JobState, decide, new_job
+from app.domain.policy import Policy
+
+POLICY = Policy()
+BORN = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+DEADLINE = timedelta(minutes=15)
+NOW = BORN + timedelta(seconds=1)
+LATE = BORN + DEADLINE
+FAILURE = Failure("bad_weather", "The weather was bad.", retryable=True)
+
+EVENTS: Mapping[str, Event] = {
+    "intended": Intended(),
+    "started": Started("h-1"),
+    "adopted": Started("h-1", is_adopted=True),
+    "refused_permanent": Refused(RefusalKind.PERMANENT, FAILURE),
+    "refused_transient": Refused(RefusalKind.TRANSIENT, FAILURE),
+    "throttled": Refused(RefusalKind.THROTTLED, FAILURE, 10.0),
+    "account_refused": Refused(RefusalKind.ACCOUNT, FAILURE),
+    "unknown": OutcomeUnknown("timeout"),
+    "not_found": NotFound(),
+    "progressed": Progressed(0.5),
+    "no_progress": Progressed(),
+    "generated": Generated(1.5),
+    "failed_for_good": GenerationFailed(FAILURE, is_transient=False),
+    "failed_for_now": GenerationFailed(FAILURE, is_transient=True),
+    "ended_by_provider": GenerationCancelled(),
+    "aborted": GenerationCancelled(is_aborted=True),
+    "stored": Stored(1, ("a warning",)),
+    "output_failed": OutputFailed(FAILURE, is_final=False),
+    "output_gone": OutputFailed(FAILURE, is_final=True),
+    "cancel": CancelRequested(),
+    "expired": Expired(),
+    "look_failed": LookFailed("timeout"),
+}
+
+
+def after(*names: str, now: datetime = NOW) -> JobState:
+    """Give the state after the named events, all at once."""
+    state = new_job(BORN, DEADLINE)
+    for name in names:
+        state = decide(state, EVENTS[name], now, POLICY, 0.5)
+    return state
+
+
+SENT = ("intended",)
+STATES: Mapping[str, JobState] = {
+    "queued": after(),
+    "queued_throttled": after(*SENT, "throttled"),
+    "queued_again": after(*SENT, "refused_transient"),
+    "submitting": after(*SENT),
+    "submitting_cancelled": after(*SENT, "cancel"),
+    "reconciling": after(*SENT, "unknown"),
+    "generating": after(*SENT, "started"),
+    "generating_cancelled": after(*SENT, "started", "cancel"),
+    "storing": after(*SENT, "started", "generated"),
+    "completed": after(*SENT, "started", "generated", "stored"),
+    "failed": after(*SENT, "refused_permanent"),
+    "cancelled": after("cancel"),
+}
+
+# What a state becomes: a stage's name, or a final status.  What is not here is illegal.
+LEGAL: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("queued", "queued_throttled", "queued_again"),
+        {"intended": "submitting", "cancel": "cancelled", "look_failed": "queued"},
+    ),
+    "submitting": {
+        **dict.fromkeys(("started", "adopted"), "generating"),
+        "refused_permanent": "failed",
+        **dict.fromkeys(
+            ("refused_transient", "throttled", "account_refused"), "queued"
+        ),
+        "unknown": "reconciling",
+        **dict.fromkeys(("cancel", "look_failed"), "submitting"),
+    },
+    "submitting_cancelled": {
+        **dict.fromkeys(("started", "adopted"), "generating"),
+        "refused_permanent": "failed",
+        **dict.fromkeys(
+            ("refused_transient", "throttled", "account_refused"), "cancelled"
+        ),
+        "unknown": "reconciling",
+        **dict.fromkeys(("cancel", "look_failed"), "submitting"),
+    },
+    "reconciling": {
+        **dict.fromkeys(("started", "adopted"), "generating"),
+        **dict.fromkeys(("not_found", "cancel", "look_failed"), "reconciling"),
+    },
+    "generating": {
+        "generated": "storing",
+        **dict.fromkeys(("failed_for_good", "ended_by_provider"), "failed"),
+        **dict.fromkeys(("failed_for_now", "aborted"), "queued"),
+        **dict.fromkeys(
+            ("progressed", "no_progress", "cancel", "look_failed"), "generating"
+        ),
+    },
+    "generating_cancelled": {
+        "generated": "storing",
+        "failed_for_good": "failed",
+        **dict.fromkeys(
+            ("ended_by_provider", "failed_for_now", "aborted"), "cancelled"
+        ),
+        **dict.fromkeys(
+            ("progressed", "no_progress", "cancel", "look_failed"), "generating"
+        ),
+    },
+    "storing": {
+        "stored": "completed",
+        "output_gone": "failed",
+        **dict.fromkeys(("output_failed", "cancel", "look_failed"), "storing"),
+    },
+}
+
+# What the deadline adds: it ends every live job but one whose picture is already made.
+EXPIRES: Mapping[str, str] = {
+    name: "cancelled" if state.is_cancel_requested else "failed"
+    for name, state in STATES.items()
+    if not state.is_terminal and name != "storing"
+}
