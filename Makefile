@@ -36,7 +36,7 @@ lint: $(INSTALLED)
 	@$(BIN)/black --quiet --check . || { $(BIN)/black --check . ; exit 1; }
 	@$(BIN)/flake8
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timing
+	@$(BIN)/lint-imports --no-logo
 	@echo "black, flake8, mypy and import-linter have nothing to say."
 
 check: lint

@@ -25,6 +25,8 @@ log = structlog.get_logger("app.main")
 
 STATIC = Path(__file__).parent / "static"
 
+REF = "#/components/schemas/{model}"
+
 DESCRIPTION = """
 One POST makes a picture, one GET tells how it stands.
 
@@ -83,18 +85,30 @@ async def _welcome() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
+def _drop_foreign_errors(document: dict[str, Any]) -> None:
+    """Remove the framework's own 422: wrong parameters are answered with a 400 problem."""
+    for route in document["paths"].values():
+        for operation in route.values():
+            answer = operation["responses"].get("422", {})
+            if "application/json" in answer.get("content", {}):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
 def _describe_bodies(app: FastAPI) -> None:
-    """Put the schemas of bodies we parse ourselves into the OpenAPI document."""
+    """Put the schemas of bodies we write and parse ourselves into the OpenAPI document."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
-            template = "#/components/schemas/{model}"
-            body = schemas.GenerateRequest.model_json_schema(ref_template=template)
             known = document.setdefault("components", {}).setdefault("schemas", {})
-            known |= body.pop("$defs", {})
-            known["GenerateRequest"] = body
+            for model in (schemas.GenerateRequest, schemas.Problem):
+                schema = model.model_json_schema(ref_template=REF)
+                known |= schema.pop("$defs", {})
+                known[model.__name__] = schema
+            _drop_foreign_errors(document)
             app.openapi_schema = document
         return app.openapi_schema
 

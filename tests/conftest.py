@@ -37,6 +37,13 @@ from tests.support.servers import (
 )
 
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
+NOWHERE = {
+    "DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
+    "REDIS_URL": "redis://127.0.0.1:9/0",
+    "REPLICATE_API_TOKEN": "r8_for_tests_only",
+    "REPLICATE_API_BASE_URL": "http://127.0.0.1:9/v1",
+    "LOG_DIR": "",
+}
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -48,12 +55,18 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 def pytest_configure() -> None:
     """Forget the developer's settings, before anything can read them.
 
-    For this process and its children: a real token must never be near a test.
+    For this process and its children: a real token must never be near a test.  `app.main` makes
+    an application when it is imported; here that one talks to closed ports.
     """
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
     for kind in (DatabaseSettings, Settings):
         kind.model_config["env_file"] = None
+    os.environ |= NOWHERE
+    get_settings.cache_clear()
+    get_settings()
+    for name in NOWHERE:
+        del os.environ[name]
 
 
 @pytest.hookimpl(trylast=True)
@@ -148,9 +161,7 @@ def redis_url(valkey: Valkey) -> str:
 
 
 @pytest.fixture
-def settings(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Callable[..., Settings]]:
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Settings]:
     """Make `Settings` from keywords alone: no environment, no `.env`, no network.
 
     DATABASE_URL and REDIS_URL are the test's own unless given; the provider is a closed port.
@@ -163,9 +174,7 @@ def settings(
                 values[name] = request.getfixturevalue(name)
         return Settings(**values)
 
-    get_settings.cache_clear()
-    yield make
-    get_settings.cache_clear()
+    return make
 
 
 @pytest.fixture

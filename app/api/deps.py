@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 from uuid import UUID
 
@@ -12,9 +15,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.api.middleware import read_body
-from app.api.problems import BadParameter
-from app.domain.errors import InvalidRequest
+from app.api.problems import BadParameter, InvalidBody
+from app.domain.errors import Unavailable
 from app.runtime import Runtime
+from app.services.ledger import PATIENCE
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -25,14 +29,14 @@ def runtime_of(request: Request) -> Runtime:
     return runtime
 
 
-class InvalidBody(InvalidRequest):
-    """The body does not fit its schema; `problems` lists all of it."""
-
-    def __init__(self, problems: list[tuple[str, str]], field: str | None) -> None:
-        pointer, text = problems[0]
-        name = pointer.strip("/").replace("/", ".") or "body"
-        super().__init__(f"{name}: {text}", field=field)
-        self.problems = problems
+@asynccontextmanager
+async def promptly() -> AsyncIterator[None]:
+    """Answer `Unavailable` when what is inside takes too long: a lost host says nothing."""
+    try:
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            yield
+    except TimeoutError as error:
+        raise Unavailable("The database does not answer in time.") from error
 
 
 async def parse_body(request: Request, kind: type[B]) -> B:
@@ -42,13 +46,15 @@ async def parse_body(request: Request, kind: type[B]) -> B:
         return kind.model_validate_json(body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-        problems = [_explain(detail, kind) for detail in details]
+        fields = [_explain(detail, kind) for detail in details]
         first = details[0]["loc"]
-        raise InvalidBody(problems, str(first[0]) if first else None) from None
+        raise InvalidBody(fields, str(first[0]) if first else None) from None
 
 
 def _explain(detail: ErrorDetails, kind: type[BaseModel]) -> tuple[str, str]:
-    pointer = "".join(f"/{part}" for part in detail["loc"])
+    # RFC 6901, section 3: a name may hold what pointers are made of.
+    names = (str(part).replace("~", "~0").replace("/", "~1") for part in detail["loc"])
+    pointer = "".join(f"/{name}" for name in names)
     text = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         text = "is not a field of this request; known are " + ", ".join(

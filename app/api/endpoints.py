@@ -16,7 +16,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from uuid_utils.compat import uuid7
 
-from app.api.deps import parse_body, parse_job_id, read_cursor, runtime_of, write_cursor
+from app.api.deps import (
+    parse_body,
+    parse_job_id,
+    promptly,
+    read_cursor,
+    runtime_of,
+    write_cursor,
+)
 from app.api.views import etag_of, job_body, newborn_body, respond
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
@@ -36,7 +43,12 @@ LONGEST_WAIT = 60.0
 FIRST_POLL = 0.1
 SLOWEST_POLL = 0.5
 
-_PROBLEM = {"application/problem+json": {"schema": schemas.Problem.model_json_schema()}}
+EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+_PROBLEM = {
+    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -204,11 +216,11 @@ async def jobs(
         status=status,
         model=_clean(model),
         text=_clean(q),
-        created_after=_aware(created_after),
-        created_before=_aware(created_before),
+        created_after=_storable(created_after),
+        created_before=_storable(created_before),
     )
     before = read_cursor(cursor)
-    async with runtime.ledger.reading() as conn:
+    async with promptly(), runtime.ledger.reading() as conn:
         found = await job_queries.page(conn, wanted, before=before, limit=limit + 1)
     shown = found[:limit]
     base = runtime.settings.public_base_url
@@ -227,11 +239,15 @@ def _clean(text: str | None) -> str | None:
     return text.replace("\x00", "\ufffd") if text else None
 
 
-def _aware(moment: datetime | None) -> datetime | None:
-    """Read a moment without a zone as UTC."""
-    if moment is None or moment.tzinfo is not None:
-        return moment
-    return moment.replace(tzinfo=UTC)
+def _storable(moment: datetime | None) -> datetime | None:
+    """Read a moment without a zone as UTC; move one at the calendar's ends inwards.
+
+    There, arithmetic overflows; and no job is older or younger than these.
+    """
+    if moment is None:
+        return None
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return min(max(aware, EARLIEST), LATEST)
 
 
 @router.post(
@@ -249,9 +265,12 @@ async def cancel(request: Request, job_id: str) -> Response:
     """
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
-    outcome = await runtime.ledger.change(Change(key, CancelRequested()))
+    async with promptly():
+        outcome = await runtime.ledger.change(Change(key, CancelRequested()))
     if not outcome.after.is_terminal:
         runtime.bell.ring(str(key))
+    elif not outcome.before.is_terminal:
+        runtime.counters.add("jobs_finished", status="cancelled", code="")
     record = await runtime.ledger.read(key)
     return respond(
         job_body(record, runtime.settings.public_base_url),
@@ -301,10 +320,10 @@ async def delete(request: Request, job_id: str) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
-    async with runtime.ledger.transaction() as conn:
+    async with promptly(), runtime.ledger.transaction() as conn:
         files = await job_service.keys_of(conn, key)
         await job_service.delete_job(conn, key)
-    async with runtime.ledger.reading() as conn:
+    async with promptly(), runtime.ledger.reading() as conn:
         orphans = await job_service.orphans_among(conn, files)
     await runtime.store.delete(orphans)
     return Response(status_code=204)

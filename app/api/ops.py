@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from app import __version__
-from app.api.deps import runtime_of
+from app.api.deps import promptly, runtime_of
 from app.api.views import respond
 from app.core import heartbeat
 from app.core.counters import BUCKETS, Snapshot
@@ -149,7 +149,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         return known[1]
     gauges: Gauges = {}
     try:
-        async with runtime.ledger.reading() as conn:
+        async with promptly(), runtime.ledger.reading() as conn:
             by_status = await job_queries.count_by_status(conn)
             live = await job_queries.live_figures(conn)
     except Unavailable:

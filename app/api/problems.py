@@ -45,8 +45,20 @@ _CODES = {
 }
 
 
+_MOST_FIELDS = 20  # told about in one answer
+
+
 class BadParameter(errors.InvalidRequest):
     """A path or query parameter is wrong: 400, where a wrong body is 422."""
+
+
+class InvalidBody(errors.InvalidRequest):
+    """The body does not fit its schema; `fields` are (pointer, what is wrong) pairs."""
+
+    def __init__(self, fields: Sequence[tuple[str, str]], field: str | None) -> None:
+        pointer, text = fields[0]
+        super().__init__(f"{pointer.strip('/') or 'body'}: {text}", field=field)
+        self.fields = fields
 
 
 def problem(
@@ -115,9 +127,19 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         detail=str(error),
         retryable=error.retryable,
         param=field,
-        fields=[("/" + field.replace(".", "/"), str(error))] if field else (),
+        fields=_fields_of(error),
         retry_after=retry_after,
     )
+
+
+def _fields_of(error: errors.ServiceError) -> Sequence[tuple[str, str]]:
+    if isinstance(error, InvalidBody):
+        return error.fields[:_MOST_FIELDS]
+    if not isinstance(error, errors.InvalidRequest) or error.field is None:
+        return ()
+    if isinstance(error, BadParameter):
+        return [(error.field, str(error))]
+    return [("/" + error.field.replace(".", "/"), str(error))]
 
 
 async def _on_invalid_parameter(request: Request, error: Exception) -> Response:

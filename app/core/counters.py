@@ -9,6 +9,7 @@ Prometheus handles; figures about jobs that must be exact come from the tables i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ BUCKETS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0),
 )
+
+_HISTOGRAM_KINDS = frozenset(("s", *(f"h{n}" for n in range(len(BUCKETS) + 1))))
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -54,6 +57,7 @@ class SharedCounters:
         self._redis = redis
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._task: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Count something that happened."""
@@ -64,9 +68,9 @@ class SharedCounters:
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Put one duration into a histogram."""
         own = _labels(labels)
-        bucket = bisect_left(BUCKETS, seconds)
-        if len(self._sums) < MOST_SERIES:
-            self._sums[_field(f"h{bucket}", name, own)] += 1
+        bucket = _field(f"h{bisect_left(BUCKETS, seconds)}", name, own)
+        if bucket in self._sums or len(self._sums) < MOST_SERIES:
+            self._sums[bucket] += 1
             self._sums[_field("s", name, own)] += seconds
 
     def start(self) -> None:
@@ -75,9 +79,10 @@ class SharedCounters:
 
     async def stop(self) -> None:
         """Push what is left, once, and end."""
+        # Not cancelled: a push under way would be lost, or counted twice.
+        self._ending.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task
         await self.push()
 
     async def push(self) -> None:
@@ -106,19 +111,22 @@ class SharedCounters:
             kind, name, labels = _parse(_text(key))
             if kind == "c":
                 counters.setdefault(name, {})[labels] = float(value)
-                continue
-            known = histograms.setdefault(name, {})
-            found = known.get(labels, Histogram())
-            if kind == "s":
-                known[labels] = Histogram(found.counts, float(value))
-            else:
-                found.counts[int(kind[1:])] = float(value)
+            elif kind in _HISTOGRAM_KINDS:
+                known = histograms.setdefault(name, {})
+                found = known.get(labels, Histogram())
+                if kind == "s":
+                    found = Histogram(found.counts, float(value))
+                else:
+                    found.counts[int(kind[1:])] = float(value)
                 known[labels] = found
+            # What is left was written by another version: not ours to interpret.
         return Snapshot(counters, histograms)
 
     async def _push_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY.total_seconds())
+        while not self._ending.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY.total_seconds()):
+                    await self._ending.wait()
             await self.push()
 
 
@@ -131,7 +139,8 @@ def _field(kind: str, name: str, labels: Labels) -> str:
 
 
 def _parse(text: str) -> tuple[str, str, Labels]:
-    kind, name, *pairs = text.split("\x1f")
+    kind, _, rest = text.partition("\x1f")
+    name, *pairs = rest.split("\x1f")
     labels = tuple((key, value) for key, _, value in (p.partition("=") for p in pairs))
     return kind, name, labels
 

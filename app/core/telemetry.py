@@ -24,7 +24,13 @@ DATABASE_LOGGER = "app.database"
 _SECRET_KEYS = frozenset(
     ("prompt", "token", "authorization", "password", "secret", "input", "headers")
 )
-_SIGNED = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")
+# What follows the path: signatures of files, and what callers searched for.
+_QUERY = re.compile(r"((?:https?:/)?/[^\s?'\"]*)\?[^\s'\"]+")
+# SQLAlchemy and PostgreSQL repeat the row they complain about; a row holds a prompt.
+_ROW = re.compile(
+    r"(?m)(^\[parameters: |invalid input for query argument \$\d+: ).*$"
+    r"|(DETAIL: )(?s:.*?)(?=\n\[SQL: |\n\nThe above exception |\n\nDuring handling |\Z)"
+)
 
 
 def configure_logging(
@@ -88,13 +94,26 @@ def configure_logging(
 def redact(
     logger: object, method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Keep prompts, tokens and the signed part of URLs out of a log line."""
+    """Keep prompts, tokens and the queries of URLs out of a log line, however deep."""
     for key, value in event.items():
-        if key in _SECRET_KEYS:
-            event[key] = "[redacted]"
-        elif isinstance(value, str) and "?" in value:
-            event[key] = _SIGNED.sub(r"\1?[redacted]", value)
+        event[key] = _redacted(key, value)
     return event
+
+
+def _redacted(key: object, value: Any) -> Any:
+    if isinstance(key, str) and key.lower() in _SECRET_KEYS:
+        return "[redacted]"
+    match value:
+        case str():
+            if "?" in value:
+                value = _QUERY.sub(r"\1?[redacted]", value)
+            return _ROW.sub(r"\1\2[redacted]", value) if "\n" in value else value
+        case dict():
+            return {name: _redacted(name, item) for name, item in value.items()}
+        case list() | tuple():
+            return [_redacted(None, item) for item in value]
+        case _:
+            return value
 
 
 def _formatter(shared: Sequence[Any], renderer: Any) -> logging.Formatter:

@@ -284,11 +284,13 @@ def _refuse(case: _Case, event: Refused) -> JobState:
 
 def _lose_sight(case: _Case, event: OutcomeUnknown) -> JobState:
     attempt = _require(case, event, Stage.SUBMITTING)
+    # Whoever comes late (the worker died) asks at once.
+    first = attempt.sent_at + case.policy.reconcile_at[0]
     return replace(
         case.state,
         stage=Stage.RECONCILING,
         look_failures=0,
-        due_at=_next_reconciliation(case, attempt) or case.now,
+        due_at=max(first, case.now),
     )
 
 

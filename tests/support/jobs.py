@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Table, func, select, text, update
+from sqlalchemy import Row, Table, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
 from app.domain import journal
 from app.domain.events import Event
 from app.domain.generation import Failure, GenerationRequest
-from app.domain.lifecycle import JobState
+from app.domain.lifecycle import Attempt, AttemptState, JobState
 from app.domain.policy import Policy
 from app.services import job_service
 from app.services.job_records import (
@@ -202,6 +202,35 @@ class JobTable:
             self.policy,
             warnings=tuple(birth.data.get("warnings", ())),
         )
+
+    async def attempt_values(self, job_id: UUID) -> list[Attempt]:
+        """Read the job's attempts as the domain sees them."""
+        return [
+            Attempt(row.number, AttemptState(row.state), row.sent_at, row.handle)
+            for row in await self.attempts(job_id)
+        ]
+
+    async def due(self) -> list[UUID]:
+        """Name all jobs that are due."""
+        async with self.engine.connect() as conn:
+            query = select(JOBS.c.id).where(JOBS.c.due_at <= func.clock_timestamp())
+            return list((await conn.execute(query.order_by(JOBS.c.id))).scalars())
+
+    async def next_due(self) -> datetime | None:
+        """Tell when the first of all live jobs is due."""
+        async with self.engine.connect() as conn:
+            return await conn.scalar(select(func.min(JOBS.c.due_at)))
+
+    async def handles(self) -> set[str]:
+        """Name the predictions that belong to an attempt."""
+        async with self.engine.connect() as conn:
+            query = select(ATTEMPTS.c.handle).where(ATTEMPTS.c.handle.is_not(None))
+            return set((await conn.execute(query)).scalars())
+
+    async def wipe(self) -> None:
+        """Remove all jobs."""
+        async with self.engine.begin() as conn:
+            await conn.execute(delete(JOBS))
 
     async def snapshot(self, job_id: UUID) -> dict[str, list[tuple[Any, ...]]]:
         """Read everything stored about the job, to be compared with itself later."""

@@ -55,6 +55,10 @@ class Program:
                 start_new_session=True,
             )
 
+    def add(self, option: str) -> None:
+        """Start it with one more option from now on."""
+        self._argv.append(option)
+
     def kill(self) -> None:
         """End it at once, as the kernel or an operator would."""
         self.end(signal.SIGKILL)

@@ -237,10 +237,21 @@ def test_two_workers_share_the_work_and_never_a_job(
 
 def test_a_forking_pool_is_refused_in_one_line(tmp_path: Path, child_env: Env) -> None:
     stack = Stack(tmp_path, child_env)
-    stack.worker._argv.append("--pool=prefork")
+    stack.worker.add("--pool=processes")
     stack.worker.start()
     assert stack.worker.wait(20) == 2
-    assert "leave --pool out" in stack.worker.said()
+    (line,) = [text for text in stack.worker.said().splitlines() if "--pool" in text]
+    assert "leave --pool out" in line
+
+
+def test_the_default_pool_named_on_the_command_line_works(
+    tmp_path: Path, child_env: Env
+) -> None:
+    """Celery cannot tell `--pool=prefork` from its default, so ours is used."""
+    stack = Stack(tmp_path, child_env, sandbox=("--speed", "10"))
+    stack.worker.add("--pool=prefork")
+    with stack:
+        check_bought_once(stack, stack.finish([stack.submit(prompt="a vole")], 30))
 
 
 def _environment(folder: Path, database_url: str, redis_url: str) -> dict[str, str]:

@@ -1,0 +1,434 @@
+"""`mediagen`: the service from a terminal.
+
+`up` and `doctor` work on this machine; the other commands talk to a running API over HTTP, here
+or elsewhere.  What a script wants is on stdout (paths, ids, tables, JSON), what a person wants
+to know meanwhile on stderr.
+
+Exit codes: 0 done.  1 the job failed or was cancelled, a file arrived damaged or could not be
+written, or `doctor` found something broken.  2 wrong usage, or the API refused.  3 no API to
+talk to.  130 Ctrl-C.
+
+What is slow to import is imported where it is used: `mediagen --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+if TYPE_CHECKING:
+    from app.client import Client, Job
+
+FAILED, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+
+_FALLBACK_URL = "http://127.0.0.1:8000"
+_PREFIX = "/api/v1"
+_MARK_STYLES = {"✓": "green", "!": "yellow", "✗": "bold red"}
+_REQUIRED = ("DATABASE_URL", "REDIS_URL", "REPLICATE_API_TOKEN")
+_STATUSES = "pending, processing, completed, failed or cancelled"
+
+app = typer.Typer(
+    help="Make pictures from prompts, and look after the service that makes them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks show values, and so perhaps secrets
+)
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="MEDIAGEN_URL",
+        help="The API. Default: the one `mediagen up` runs in this folder, else "
+        f"{_FALLBACK_URL}. A path is taken as the prefix of its routes.",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the API's JSON instead.")
+]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID")]
+DataDirOption = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir", envvar="MEDIAGEN_DATA_DIR", help="Where `mediagen up` keeps all."
+    ),
+]
+
+
+# ------------------------------------------------------------------------------ this machine
+
+
+@app.command()
+def up(
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Of the API; default: 8000 or the next."),
+    ] = None,
+    data_dir: DataDirOption = Path(".data"),
+) -> None:
+    """Run the whole system on this machine until Ctrl-C."""
+    from app.up import up as run
+
+    raise typer.Exit(run(port, data_dir))
+
+
+@app.command()
+def doctor(data_dir: DataDirOption = Path(".data")) -> None:
+    """Check everything the service depends on, and say what to do.
+
+    Uses the settings of the environment and `.env`; when those are incomplete, the ones of
+    the system `mediagen up` runs in this folder.
+    """
+    from app.core.config import Settings, load_settings
+    from app.doctor import Mark, examine
+    from app.terminal import console, plain, say
+
+    running = {}
+    if not all(os.environ.get(name) for name in _REQUIRED):
+        running = running_system(data_dir)
+    if running:
+        say(f"Settings: those of the system running in {data_dir}")
+    names = {name.upper(): name for name in Settings.model_fields}
+    values: dict[str, Any] = {
+        names[name]: value for name, value in running.items() if name in names
+    }
+    findings = examine(lambda: load_settings(lambda: Settings(**values)))
+    out = console()
+    for one in findings:
+        took = f"{one.seconds * 1000:.0f} ms"
+        out.print(one.mark, style=_MARK_STYLES[one.mark], end=" ")
+        out.print(f"{one.name:<12} {took:>7}  {plain(one.text)}", soft_wrap=True)
+    raise typer.Exit(FAILED if any(one.mark is Mark.BROKEN for one in findings) else 0)
+
+
+def running_system(data_dir: Path) -> dict[str, str]:
+    """Read the environment of the system `mediagen up` keeps running on this data directory.
+
+    It is asked of the processes whose ids are recorded there; empty when none of them lives
+    or they belong to another user.
+    """
+    try:
+        noted = json.loads((data_dir / "run.json").read_text())
+        known = [(int(one["pid"]), float(one["started"])) for one in noted]
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    import psutil
+
+    from app.processes import Identity
+
+    for pid, started in known:
+        process = Identity(pid, started).find()
+        try:
+            environment = process.environ() if process is not None else {}
+        except (psutil.Error, OSError):
+            continue
+        if environment.get("PORT"):
+            return environment
+    return {}
+
+
+# -------------------------------------------------------------------------------- over HTTP
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where files go.")
+    ] = Path("."),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="owner/name[:version].")
+    ] = None,
+    num_outputs: Annotated[int | None, typer.Option("--num-outputs", "-n")] = None,
+    aspect_ratio: Annotated[str | None, typer.Option(help="Such as 16:9.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    output_format: Annotated[
+        str | None, typer.Option("--format", help="png, jpg, webp or avif.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An input of the model; JSON or text."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for the files.")
+    ] = True,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for an API that went away.")
+    ] = 60,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make pictures and save them in a folder."""
+    from app.terminal import plain, print_json, say
+
+    wanted: dict[str, Any] = {
+        "prompt": prompt,
+        "model": model,
+        "num_outputs": num_outputs,
+        "aspect_ratio": aspect_ratio,
+        "width": width,
+        "height": height,
+        "seed": seed,
+        "output_format": output_format,
+        "parameters": _parameters(param or []) or None,
+    }
+    if wait:
+        _make_folder(folder)  # before anything is bought
+    with _talking(url, patience=patience) as client:
+        given = {name: value for name, value in wanted.items() if value is not None}
+        accepted = client.generate(given)
+        job = accepted.json()
+        for warning in job["warnings"]:
+            say(f"Note: {plain(warning)}")
+        if wait:
+            etag = accepted.headers.get("etag")
+            with _leaving(job, url):
+                _see_through(client, job, etag, folder, as_json)
+            return
+    if as_json:
+        print_json(job)
+    else:
+        print(job["job_id"])
+        say(f"Accepted; see it with: {_look_at(job, url)}")
+
+
+@app.command()
+def status(
+    job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Show how a job stands."""
+    with _talking(url) as client:
+        _show(client, client.status(job_id).json(), as_json)
+
+
+@app.command()
+def jobs(
+    status: Annotated[str | None, typer.Option(help=f"{_STATUSES}.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m")] = None,
+    q: Annotated[str | None, typer.Option("-q", help="Part of the prompt.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    cursor: Annotated[
+        str | None, typer.Option(help="Where the last page ended.")
+    ] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    from app.terminal import print_json, say, show_table
+
+    wanted = {
+        "status": status,
+        "model": model,
+        "q": q,
+        "limit": limit,
+        "cursor": cursor,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
+    with _talking(url) as client:
+        page = client.ask("GET", "/jobs", params=given).json()
+    if as_json:
+        print_json(page)
+    elif page["items"]:
+        show_table(page["items"])
+        if page["next_cursor"]:
+            say(f"More: the same command with --cursor {page['next_cursor']}")
+    else:
+        say("There are no such jobs.")
+
+
+@app.command()
+def cancel(
+    job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False
+) -> None:
+    """End a job early.  A finished one stays as it is."""
+    from app.terminal import say
+
+    with _talking(url) as client:
+        job = client.verb(job_id, "cancel")
+        _show(client, job, as_json)
+    if job["stage"] is not None:
+        say("Asked for; the job ends as soon as the provider agrees.")
+
+
+@app.command()
+def retry(
+    job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Run a finished job again, as a new job."""
+    with _talking(url) as client:
+        _show(client, client.verb(job_id, "retry"), as_json)
+
+
+@contextmanager
+def _talking(url: str | None, *, patience: float = 0) -> Iterator[Client]:
+    """Open the API; trouble with it becomes one clear block and an exit code."""
+    import httpx
+
+    from app.client import NotOurs, Refused
+    from app.terminal import plain, say
+
+    client = _client(url, patience)
+    try:
+        with client:
+            yield client
+        return
+    except Refused as error:
+        say(f"The API refused ({error.status}): {plain(error)}", style="red")
+        said = str(error)
+        for name, detail in error.fields:
+            if len(error.fields) == 1 and detail in said:
+                continue
+            say(f"  {plain(name) or 'the body'}: {plain(detail)}")
+        raise typer.Exit(REFUSED) from None
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        what = "No API answers at"
+    except httpx.TransportError as error:
+        what = f"The connection broke ({type(error).__name__}) to"
+    except NotOurs:
+        what = "Something other than this service answers at"
+    remedy = "start it with `mediagen up`, or name another one with --url"
+    say(f"{what} {client.url}: {remedy}", style="red")
+    raise typer.Exit(UNREACHABLE)
+
+
+def _client(url: str | None, patience: float) -> Client:
+    import httpx
+
+    from app.client import Client
+    from app.terminal import say
+
+    prefix = _PREFIX
+    if not url:
+        data_dir = Path(os.environ.get("MEDIAGEN_DATA_DIR") or ".data")
+        running = running_system(data_dir)
+        url = f"http://127.0.0.1:{running['PORT']}" if running else _FALLBACK_URL
+        prefix = running.get("API_V1_PREFIX") or _PREFIX
+    elif "://" not in url:
+        url = f"http://{url}"
+    try:
+        if urlsplit(url).path.strip("/"):
+            prefix = ""
+        return Client(url, prefix, patience=patience, say=say)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise typer.BadParameter(f"{url}: {error}", param_hint="--url") from None
+
+
+def _see_through(
+    client: Client, job: Job, etag: str | None, folder: Path, as_json: bool
+) -> None:
+    """Follow a job to its end and save its files; anything less is `FAILED`."""
+    from app.terminal import plain, print_json, progress, say
+
+    with progress() as tell:
+        job = client.follow(job, etag, tell)
+    if as_json:
+        print_json(job)
+    if job["status"] != "completed":
+        error = job["error"]
+        why = f": {plain(error['message'])} ({error['code']})" if error else ""
+        say(f"The job is {job['status']}{why}", style="red")
+        raise typer.Exit(FAILED)
+    is_whole = True
+    try:
+        for path, output in client.download(job, folder):
+            if path is not None:
+                print(path, file=sys.stderr if as_json else sys.stdout)
+                continue
+            is_whole = False
+            say(
+                f"Output {output['index']} arrived damaged twice and was thrown away: size "
+                f"or sha256 are not as announced: {client.address_of(output)}",
+                style="red",
+            )
+    except OSError as error:
+        say(f"Cannot write to {folder}: {error.strerror}", style="red")
+        raise typer.Exit(FAILED) from None
+    if not is_whole:
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _leaving(job: Job, url: str | None) -> Iterator[None]:
+    """On Ctrl-C, say that only we end."""
+    from app.terminal import say
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"The job goes on without us; see it with: {_look_at(job, url)}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _show(client: Client, job: Job, as_json: bool) -> None:
+    from app.terminal import print_json, show_job
+
+    if as_json:
+        print_json(job)
+    else:
+        show_job(job, [client.address_of(output) for output in job["outputs"]])
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"{folder} cannot be made: {error.strerror}"
+        raise typer.BadParameter(text, param_hint="--output") from None
+
+
+def _parameters(words: list[str]) -> dict[str, Any]:
+    """Read KEY=VALUE words; what is not JSON is text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{word} is not KEY=VALUE", param_hint="--param")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _look_at(job: Job, url: str | None) -> str:
+    return f"mediagen status {job['job_id']}" + (f" --url {url}" if url else "")
+
+
+def main() -> None:
+    """Run the command line; the console script's entry."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show ✓
+    try:
+        app()
+    except SystemExit as end:
+        _leave_stuck_threads(end)
+        raise
+
+
+def _leave_stuck_threads(end: SystemExit) -> None:
+    """End at once when a check was given up while its thread hangs in a system call.
+
+    Python would wait for that thread before it ends.
+    """
+    others = (thread for thread in threading.enumerate() if not thread.daemon)
+    if any(thread is not threading.main_thread() for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else FAILED)
+
+
+if __name__ == "__main__":
+    main()

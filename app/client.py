@@ -1,0 +1,248 @@
+"""The HTTP API from the other side: ask, follow a job to its end, fetch its files.
+
+What `mediagen` and scripts use.  Knows the public contract only, nothing of the service.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import quote, urljoin, urlsplit
+
+import httpx
+
+T = TypeVar("T")
+Job = dict[str, Any]  # as `models/schemas.py` describes it
+
+TERMINAL = ("completed", "failed", "cancelled")
+
+_LONG_POLL = 20  # seconds
+_TEMPORARY = (502, 503, 504)  # what a proxy, or an API without its database, answers
+
+
+class Refused(Exception):
+    """The API answered with a problem; `str()` is its detail, fit for people.
+
+    `fields` are pairs of the field's name and what is wrong with it.
+    """
+
+    def __init__(
+        self, status: int, detail: str, fields: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.fields = fields
+
+
+class NotOurs(Exception):
+    """Something answers at this address, but not as our API does."""
+
+
+class Client:
+    """One running API at `url`; its routes are under `prefix`.
+
+    While a job is followed or files are fetched, an API that is away is asked again for
+    `patience` seconds, and `say` is told so.  All verbs raise `Refused`, `NotOurs` and
+    `httpx.TransportError`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str = "/api/v1",
+        *,
+        patience: float = 60,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Raise `ValueError` when `url` is none.  Nothing is connected yet."""
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url} is not an http:// or https:// URL")
+        self._root = self.url + prefix
+        self._patience = patience
+        self._say = say
+        is_here = parts.hostname in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx.Client(
+            timeout=httpx.Timeout(10, connect=5, read=_LONG_POLL + 10),
+            trust_env=not is_here,  # a proxy to the internet knows nothing of this machine
+            headers={"User-Agent": "mediagen-cli"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._http.close()
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Ask once; return a success with a JSON object, or a 304."""
+        response = self._http.request(method, self._root + path, **options)
+        if response.status_code == 304:
+            return response
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if response.status_code in _TEMPORARY and not isinstance(body, dict):
+            raise Refused(response.status_code, f"{response.reason_phrase}.")
+        if not isinstance(body, dict) or response.is_redirect:
+            raise NotOurs
+        if response.is_error:
+            raise _refusal(response.status_code, body)
+        return response
+
+    def generate(self, body: Mapping[str, Any]) -> httpx.Response:
+        """Submit a job.  After a broken connection nobody knows whether it was accepted."""
+        return self.ask("POST", "/generate", json=body)
+
+    def status(self, job_id: str, **options: Any) -> httpx.Response:
+        """Read a job."""
+        return self.ask("GET", f"/status/{_segment(job_id)}", **options)
+
+    def verb(self, job_id: str, verb: str) -> Job:
+        """Cancel or retry a job; give the job as it is then."""
+        path = f"/jobs/{_segment(job_id)}/{verb}"
+        job: Job = self.ask("POST", path).json()
+        return job
+
+    def follow(self, job: Job, etag: str | None, tell: Callable[[Job], None]) -> Job:
+        """Tell every change of a job until it is finished; give it as it is then."""
+        tell(job)
+        path = str(job["job_id"])
+        params = {"wait": _LONG_POLL}
+        while job["status"] not in TERMINAL:
+            headers = {"If-None-Match": etag} if etag else {}
+            ask = self._asking(path, params, headers)
+            response = self._patiently(ask)
+            if response.status_code != 304:
+                job, etag = response.json(), response.headers.get("etag")
+                tell(job)
+        return job
+
+    def _asking(
+        self, job_id: str, params: Mapping[str, int], headers: Mapping[str, str]
+    ) -> Callable[[], httpx.Response]:
+        return lambda: self.status(job_id, params=params, headers=headers)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do it again while the API is away: it may be restarting."""
+        away_since = None
+        pause = 0.1
+        while True:
+            try:
+                result = action()
+            except (httpx.TransportError, Refused) as error:
+                if isinstance(error, Refused) and error.status not in _TEMPORARY:
+                    raise
+                now = time.monotonic()
+                if away_since is None:
+                    away_since = now
+                    self._say(f"The API is away; asking again for {self._patience:g} s")
+                if now - away_since + pause > self._patience:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 1.5, 2.0)
+            else:
+                if away_since is not None:
+                    self._say("The API is back")
+                return result
+
+    # -- files -------------------------------------------------------------------------------
+
+    def address_of(self, output: Mapping[str, Any]) -> str:
+        """Give the absolute URL of an output."""
+        return urljoin(self.url, str(output["url"]))
+
+    def download(
+        self, job: Job, folder: Path
+    ) -> Iterator[tuple[Path | None, Mapping[str, Any]]]:
+        """Fetch every output into the folder; give each with its path, None when damaged.
+
+        A file is believed when size and SHA-256 are as the API says; a damaged one is fetched
+        once more.  A file of another content is never replaced: the new one gets the next
+        free name.  Raise `OSError` when the folder does not take it.
+        """
+        for output in job["outputs"]:
+            wanted = folder / file_name(job, output)
+            part = folder / f".{wanted.name}.part"
+            try:
+                is_whole = any(self._fetch_patiently(output, part) for _ in range(2))
+                path = _publish(part, wanted, output["sha256"]) if is_whole else None
+            finally:
+                part.unlink(missing_ok=True)
+            yield path, output
+
+    def _fetch_patiently(self, output: Mapping[str, Any], target: Path) -> bool:
+        return self._patiently(lambda: self._fetch(output, target))
+
+    def _fetch(self, output: Mapping[str, Any], target: Path) -> bool:
+        """Write the bytes; tell whether they are what they should be."""
+        digest, size = hashlib.sha256(), 0
+        url = self.address_of(output)
+        with (
+            self._http.stream("GET", url, follow_redirects=True) as response,
+            target.open("wb") as file,
+        ):
+            if response.is_error:
+                detail = f"Output {output['index']} cannot be had from {url}"
+                raise Refused(response.status_code, detail)
+            for chunk in response.iter_bytes():
+                digest.update(chunk)
+                size += len(chunk)
+                file.write(chunk)
+        found = (digest.hexdigest(), size)
+        return found == (output["sha256"], output["size_bytes"])
+
+
+def file_name(job: Job, output: Mapping[str, Any]) -> str:
+    """Name an output's file for people: prompt, end of the job's id, number."""
+    prompt = unicodedata.normalize("NFKC", job["prompt"]).lower()
+    slug = re.sub(r"[\W_]+", "-", prompt)[:40].strip("-") or "picture"
+    ending = re.search(r"\.[a-z0-9]{1,5}$", urlsplit(output["url"]).path)
+    short_id = re.sub(r"\W", "", job["job_id"])[-8:]
+    return f"{slug}-{short_id}-{int(output['index'])}{ending[0] if ending else '.bin'}"
+
+
+def _publish(part: Path, wanted: Path, sha256: str) -> Path:
+    """Give a complete file its name, or the next free one."""
+    target, number = wanted, 1
+    while True:
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            if target.is_file() and _digest(target) == sha256:
+                return target
+            number += 1
+            target = wanted.with_stem(f"{wanted.stem}-{number}")
+        else:
+            os.replace(part, target)
+            return target
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refusal(status: int, problem: Mapping[str, Any]) -> Refused:
+    if not isinstance(problem.get("detail"), str):
+        raise NotOurs
+    fields = tuple(
+        (str(one.get("pointer", "")).strip("/"), str(one.get("detail", "")))
+        for one in problem.get("errors") or ()
+    )
+    return Refused(status, problem["detail"], fields)
+
+
+def _segment(job_id: str) -> str:
+    """Keep whatever was typed as an id within its path segment."""
+    return quote(job_id, safe="")
