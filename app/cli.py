@@ -338,7 +338,8 @@ def _see_through(
     if job["status"] != "completed":
         error = job["error"]
         why = f": {plain(error['message'])} ({error['code']})" if error else ""
-        say(f"The job is {job['status']}{why}", style="red")
+        what = "failed" if job["status"] == "failed" else "was cancelled"
+        say(f"The job {what}{why}", style="red")
         raise typer.Exit(FAILED)
     is_whole = True
     try:

@@ -232,7 +232,7 @@ def test_a_failed_job_says_why(api: Stub, tmp_path: Path) -> None:
     result = generate(api, tmp_path)
 
     assert result.exit_code == 1
-    assert "The job is failed: Not this. [2J (content_policy)" in result.stderr
+    assert "The job failed: Not this. [2J (content_policy)" in result.stderr
 
 
 def test_a_cancelled_job_is_no_success(api: Stub, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_cancelled_job_is_no_success(api: Stub, tmp_path: Path) -> None:
     result = generate(api, tmp_path)
 
     assert result.exit_code == 1
-    assert "The job is cancelled" in result.stderr
+    assert "The job was cancelled" in result.stderr
 
 
 def test_a_refusal_names_every_field(api: Stub, tmp_path: Path) -> None:

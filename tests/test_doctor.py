@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from app.core.heartbeat import Heartbeat, living
@@ -170,6 +171,20 @@ def test_doctor_misses_the_worker(sound: dict[str, str]) -> None:
 
     assert result.exit_code == 1
     assert "celery -A worker.celery_app worker" in _by_name(result.stdout)["worker"]
+
+
+def test_doctor_warns_of_a_broker_that_forgets(
+    sound: dict[str, str], redis_url: str
+) -> None:
+    with SyncRedis.from_url(redis_url) as redis:
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            found = _by_name(run("doctor", **sound).stdout)
+        finally:
+            redis.config_set("maxmemory-policy", "noeviction")
+
+    assert found["broker"][0] == "!"
+    assert "allkeys-lru: set it to noeviction" in found["broker"]
 
 
 def test_doctor_misses_migrations(

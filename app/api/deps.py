@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 from uuid import UUID
 
 from fastapi import Request
@@ -16,11 +14,13 @@ from pydantic_core import ErrorDetails
 
 from app.api.middleware import read_body
 from app.api.problems import BadParameter, InvalidBody
+from app.core.patience import within
 from app.domain.errors import Unavailable
 from app.runtime import Runtime
 from app.services.ledger import PATIENCE
 
 B = TypeVar("B", bound=BaseModel)
+T = TypeVar("T")
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -29,12 +29,10 @@ def runtime_of(request: Request) -> Runtime:
     return runtime
 
 
-@asynccontextmanager
-async def promptly() -> AsyncIterator[None]:
-    """Answer `Unavailable` when what is inside takes too long: a lost host says nothing."""
+async def promptly(work: Coroutine[Any, Any, T]) -> T:
+    """Give what the tables answer; raise `Unavailable` in time when they say nothing."""
     try:
-        async with asyncio.timeout(PATIENCE.total_seconds()):
-            yield
+        return await within(PATIENCE, work)
     except TimeoutError as error:
         raise Unavailable("The database does not answer in time.") from error
 

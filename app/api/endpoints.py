@@ -220,8 +220,7 @@ async def jobs(
         created_before=_storable(created_before),
     )
     before = read_cursor(cursor)
-    async with promptly(), runtime.ledger.reading() as conn:
-        found = await job_queries.page(conn, wanted, before=before, limit=limit + 1)
+    found = await promptly(_page(runtime, wanted, before, limit + 1))
     shown = found[:limit]
     base = runtime.settings.public_base_url
     return respond(
@@ -232,6 +231,13 @@ async def jobs(
             ),
         }
     )
+
+
+async def _page(
+    runtime: Runtime, wanted: JobFilter, before: UUID | None, limit: int
+) -> list[JobRecord]:
+    async with runtime.ledger.reading() as conn:
+        return await job_queries.page(conn, wanted, before=before, limit=limit)
 
 
 def _clean(text: str | None) -> str | None:
@@ -265,8 +271,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     """
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
-    async with promptly():
-        outcome = await runtime.ledger.change(Change(key, CancelRequested()))
+    outcome = await runtime.ledger.change(Change(key, CancelRequested()))
     if not outcome.after.is_terminal:
         runtime.bell.ring(str(key))
     elif not outcome.before.is_terminal:
@@ -320,13 +325,22 @@ async def delete(request: Request, job_id: str) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
-    async with promptly(), runtime.ledger.transaction() as conn:
-        files = await job_service.keys_of(conn, key)
-        await job_service.delete_job(conn, key)
-    async with promptly(), runtime.ledger.reading() as conn:
-        orphans = await job_service.orphans_among(conn, files)
+    files = await promptly(_delete(runtime, key))
+    orphans = await promptly(_orphans(runtime, files))
     await runtime.store.delete(orphans)
     return Response(status_code=204)
+
+
+async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
+    async with runtime.ledger.transaction() as conn:
+        files = await job_service.keys_of(conn, job_id)
+        await job_service.delete_job(conn, job_id)
+    return files
+
+
+async def _orphans(runtime: Runtime, files: list[str]) -> list[str]:
+    async with runtime.ledger.reading() as conn:
+        return await job_service.orphans_among(conn, files)
 
 
 @router.get(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import time
-from uuid import uuid4
 
 import structlog
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils.compat import uuid7
 
 from app.api.problems import problem
 from app.core.counters import SharedCounters
@@ -74,7 +74,7 @@ def _request_id(scope: Scope) -> str:
             given: str = value.decode("latin-1")
             if REQUEST_ID.fullmatch(given):
                 return given
-    return uuid4().hex
+    return uuid7().hex
 
 
 def _declared_length(scope: Scope) -> int:

@@ -28,12 +28,8 @@ from app.domain.errors import Unavailable
 from app.models import schemas
 from app.runtime import Runtime
 from app.services import job_queries
-from app.services.health import (
-    Condition,
-    PartHealth,
-    overall,
-    pool_figures,
-)
+from app.services.health import Condition, PartHealth, overall, pool_figures
+from app.services.job_queries import LiveFigures
 
 health_router = APIRouter(prefix="/health", tags=["operations"])
 metrics_router = APIRouter(tags=["operations"])
@@ -149,9 +145,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         return known[1]
     gauges: Gauges = {}
     try:
-        async with promptly(), runtime.ledger.reading() as conn:
-            by_status = await job_queries.count_by_status(conn)
-            live = await job_queries.live_figures(conn)
+        by_status, live = await promptly(_count(runtime))
     except Unavailable:
         return gauges
     queued = live.by_stage.get("queued", 0)
@@ -168,6 +162,12 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         gauges["mgs_workers"] = []
     state.figures = (time.monotonic(), gauges)
     return gauges
+
+
+async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures]:
+    async with runtime.ledger.reading() as conn:
+        by_status = await job_queries.count_by_status(conn)
+        return by_status, await job_queries.live_figures(conn)
 
 
 class _Exposition(Collector):

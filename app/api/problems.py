@@ -173,7 +173,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 async def _on_crash(request: Request, error: Exception) -> Response:
     log.error("request.crashed", exc_info=error, path=request.url.path)
-    return problem(
+    response = problem(
         request,
         500,
         code="internal_error",
@@ -181,3 +181,6 @@ async def _on_crash(request: Request, error: Exception) -> Response:
         detail="Something went wrong on our side; the request id finds it in the logs.",
         retryable=True,
     )
+    # This handler runs outside of `Envelope`, which would have added it.
+    response.headers["X-Request-ID"] = request.scope.get("request_id", "")
+    return response

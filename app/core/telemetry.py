@@ -147,6 +147,8 @@ def _quiet_others() -> None:
     """Let servers and libraries log through us, and only what somebody wants to read."""
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "celery"):
         logger = logging.getLogger(name)
+        if name == "uvicorn.access" and not logger.hasHandlers():
+            continue  # --no-access-log
         logger.handlers.clear()
         logger.propagate = True
     for name in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core import heartbeat, migrations
 from app.core.database import DISCONNECTED
+from app.core.patience import within
 from app.core.queue import QUEUE_NAME
 from app.domain.errors import ServiceError
 from app.domain.generation import MediaClient
@@ -50,7 +51,7 @@ class PartHealth:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-Check = Callable[[], Awaitable[PartHealth]]
+Check = Callable[[], Coroutine[Any, Any, PartHealth]]
 
 _TROUBLE = (ServiceError, RedisError, DBAPIError, TimeoutError, *DISCONNECTED)
 
@@ -169,8 +170,7 @@ async def _timed(check: Check) -> PartHealth:
     """Ask one part; silence and trouble are an answer, too."""
     began = time.monotonic()
     try:
-        async with asyncio.timeout(PATIENCE.total_seconds()):
-            answer = await check()
+        answer = await within(PATIENCE, check())
     except ServiceError as error:
         answer = PartHealth(Condition.DOWN, detail=str(error))
     except _TROUBLE as error:

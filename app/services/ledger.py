@@ -63,15 +63,30 @@ class Ledger:
     def __init__(self, engine: AsyncEngine, policy: Policy) -> None:
         self.engine = engine
         self.policy = policy
-        self.submit: Batcher[NewJob, datetime] = Batcher(
+        self._submits: Batcher[NewJob, datetime] = Batcher(
             self._submit, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
         )
-        self.change: Batcher[Change, Outcome] = Batcher(
+        self._changes: Batcher[Change, Outcome] = Batcher(
             self._change, limit=MOST_AT_ONCE, is_shared=_is_shared
         )
-        self.read: Batcher[UUID, JobRecord] = Batcher(
+        self._reads: Batcher[UUID, JobRecord] = Batcher(
             self._read, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
         )
+
+    async def submit(self, job: NewJob) -> datetime:
+        """Accept the job, together with whoever else submits now; say when it was born."""
+        async with _within(PATIENCE):
+            return await self._submits(job)
+
+    async def change(self, change: Change) -> Outcome:
+        """Put the change through the gate; raise `NotFound` or `LostClaim` as it says."""
+        async with _within(PATIENCE):
+            return await self._changes(change)
+
+    async def read(self, job_id: UUID) -> JobRecord:
+        """Read the job, together with whoever else reads now; raise `NotFound`."""
+        async with _within(PATIENCE):
+            return await self._reads(job_id)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from app.runtime import ADVANCE_TASK
 Offer = Callable[[UUID], None]
 
 
-def register(app: Celery, offer: Offer) -> Task[[str], None]:
+def register(app: Celery, offer: Offer) -> Task[..., None]:
     """Add our one task to the app.
 
     The task takes microseconds and may be lost, repeated or late: what it says is only
@@ -20,12 +21,11 @@ def register(app: Celery, offer: Offer) -> Task[[str], None]:
     """
 
     @app.task(name=ADVANCE_TASK, ignore_result=True)
-    def advance_job(job_id: str) -> None:
-        """Ask the engine of this process to look at the job."""
-        try:
-            offer(UUID(job_id))
-        except ValueError:
-            return
+    def advance_job(*job_ids: str) -> None:
+        """Ask the engine of this process to look at the jobs."""
+        for job_id in job_ids:
+            with contextlib.suppress(ValueError):
+                offer(UUID(job_id))
 
-    task: Task[[str], None] = advance_job
+    task: Task[..., None] = advance_job
     return task
