@@ -112,6 +112,9 @@ class EngineStep(bootsteps.StartStopStep):
             )
             raise SystemExit(CONFIGURATION_ERROR)
 
+        # Workers have nothing to tell each other: skip the second they wait for neighbours.
+        parent.options |= {"without_mingle": True, "without_gossip": True}
+
     def start(self, parent: Any) -> None:
         """Start the engine."""
         engine_thread.start()

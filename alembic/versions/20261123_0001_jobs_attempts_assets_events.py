@@ -155,7 +155,8 @@ def upgrade() -> None:
         sa.Column("sent_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "state IN ('ready', 'sent', 'running', 'succeeded', 'failed', 'refused', 'lost', 'cancelled')",
+            "state IN ('ready', 'sent', 'running', 'succeeded', 'failed', 'refused',"
+            " 'lost', 'cancelled')",
             name=op.f("ck_attempts_state_known"),
         ),
         sa.CheckConstraint(

@@ -10,14 +10,18 @@ import time
 
 import structlog
 from fastapi import Request
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from app.api.problems import problem
 from app.core.counters import SharedCounters
 
 BODY_LIMIT = 256 * 1024
+TOO_LARGE = f"The body must be at most {BODY_LIMIT} bytes."
+# Labels of metrics: what a caller can invent must not become one.
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+UNMATCHED = "unmatched"
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -47,10 +51,7 @@ class Envelope:
             await send(message)
 
         try:
-            if _declared_length(scope) > BODY_LIMIT:
-                await _refuse(scope)(scope, receive, tell)
-            else:
-                await self._app(scope, receive, tell)
+            await self._app(scope, receive, tell)
         finally:
             self._count(scope, status, time.perf_counter() - began)
 
@@ -61,8 +62,10 @@ class Envelope:
         if runtime is None:
             return
         counters: SharedCounters = runtime.counters
-        route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if route != "unmatched" else "any"
+        route = _template(scope)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        if route == UNMATCHED:
+            method = "any"
         counters.add("http_requests", method=method, route=route, code=str(status))
         counters.observe("http_request_seconds", seconds, method=method, route=route)
 
@@ -77,21 +80,24 @@ def _request_id(scope: Scope) -> str:
     return uuid7().hex
 
 
-def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+def _template(scope: Scope) -> str:
+    """Give the route as it is documented, `/api/v1/status/{job_id}`, never the raw path.
+
+    A route knows its path below the prefix it was included with; the prefix is what the
+    request's path has in front of it.
+    """
+    path_format = getattr(scope.get("route"), "path_format", None)
+    if path_format is None:
+        return UNMATCHED
+    path: str = scope["path"]
+    own = path_format.format(**scope["path_params"])
+    prefix = path.removesuffix(own) if path.endswith(own) else ""
+    return f"{prefix}{path_format}"
 
 
-def _refuse(scope: Scope) -> ASGIApp:
-    return problem(
-        Request(scope),
-        413,
-        code="body_too_large",
-        title="Body too large",
-        detail=f"The body must be at most {BODY_LIMIT} bytes.",
-    )
+def _declared_length(headers: Headers) -> int:
+    text = headers.get("content-length", "")
+    return int(text) if text.isdigit() and len(text) < 20 else 0
 
 
 async def read_body(request: Request) -> bytes:
@@ -101,9 +107,11 @@ async def read_body(request: Request) -> bytes:
     """
     chunks: list[bytes] = []
     size = 0
+    if _declared_length(request.headers) > BODY_LIMIT:
+        raise HTTPException(413, TOO_LARGE)
     async for chunk in request.stream():
         size += len(chunk)
         if size > BODY_LIMIT:
-            raise HTTPException(413, f"The body must be at most {BODY_LIMIT} bytes.")
+            raise HTTPException(413, TOO_LARGE)
         chunks.append(chunk)
     return b"".join(chunks)

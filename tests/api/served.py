@@ -36,7 +36,6 @@ NO_DRAIN = timedelta(0)
 
 # Deprecations of libraries that do not change what the service does.
 KNOWN_WARNINGS = [
-    pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The Result.tuples:DeprecationWarning"),
 ]
 

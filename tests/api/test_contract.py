@@ -63,12 +63,18 @@ async def test_every_route_is_described(api: Api) -> None:
 async def test_an_operation_has_a_name_of_its_own(api: Api) -> None:
     found = await document(api)
 
-    ids = [one["operationId"] for route in found["paths"].values() for one in route.values()]
+    ids = [
+        one["operationId"]
+        for route in found["paths"].values()
+        for one in route.values()
+    ]
     assert len(ids) == len(set(ids))
 
 
 async def test_examples_work_as_printed(api: Api) -> None:
-    examples = (await document(api))["components"]["schemas"]["GenerateRequest"]["examples"]
+    examples = (await document(api))["components"]["schemas"]["GenerateRequest"][
+        "examples"
+    ]
 
     assert len(examples) >= 2
     for example in examples:

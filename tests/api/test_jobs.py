@@ -190,9 +190,7 @@ async def walk(api: Api, jobs: JobTable | None = None, **params: Any) -> list[UU
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5, 12, 100])
-async def test_every_job_is_on_one_page(
-    api: Api, jobs: JobTable, limit: int
-) -> None:
+async def test_every_job_is_on_one_page(api: Api, jobs: JobTable, limit: int) -> None:
     ids = await jobs.submit(*(new_job() for _ in range(12)))
 
     assert await walk(api, jobs, limit=limit) == sorted(ids, reverse=True)
@@ -392,9 +390,7 @@ async def test_a_live_job_is_not_retried(api: Api, jobs: JobTable) -> None:
     assert len(await api.listed()) == 2
 
 
-async def test_a_retry_is_a_new_job_with_the_same_input(
-    api: Api, worker: None
-) -> None:
+async def test_a_retry_is_a_new_job_with_the_same_input(api: Api, worker: None) -> None:
     accepted = await api.generate(
         "a mill by the river",
         num_outputs=2,

@@ -18,7 +18,11 @@ from tests.api.served import KNOWN_WARNINGS, Api, served, working
 pytestmark = KNOWN_WARNINGS
 
 PROMPT = "a mill by the river"
-EMPTY_WHEN_ALL_IS_WELL = {"mgs_unknown_outcomes", "mgs_orphans_adopted", "mgs_claims_lost"}
+EMPTY_WHEN_ALL_IS_WELL = {
+    "mgs_unknown_outcomes",
+    "mgs_orphans_adopted",
+    "mgs_claims_lost",
+}
 
 
 async def scrape(api: Api) -> Mapping[str, Metric]:
@@ -41,7 +45,9 @@ def value(found: Mapping[str, Metric], sample: str, **labels: str) -> float:
     )
 
 
-async def test_every_metric_is_there_after_a_job(serve: Serve, sandbox: Sandbox) -> None:
+async def test_every_metric_is_there_after_a_job(
+    serve: Serve, sandbox: Sandbox
+) -> None:
     api: Api = await serve(sandbox)
     async with working(api.settings):
         await api.finished((await api.generate(PROMPT)).job_id)
@@ -154,6 +160,7 @@ async def test_routes_are_templates_and_methods_are_words(api: Api) -> None:
     await api.client.post(f"/api/v1/jobs/{job_id}/cancel")
     await api.client.get(f"/media/ab/ab{'0' * 62}.png")
     await api.client.get("/static/robots.txt")
+    await api.health()
     for number in range(3):
         await api.client.get(f"/invented/{number}")
     async with httpx.AsyncClient(base_url=api.origin) as client:
@@ -166,9 +173,11 @@ async def test_routes_are_templates_and_methods_are_words(api: Api) -> None:
     routes = {one.labels["route"] for one in requests}
     assert {
         *("/api/v1/generate", "/api/v1/status/{job_id}"),
-        *("/api/v1/jobs/{job_id}/cancel", "/media/{key:path}", "unmatched"),
+        *("/api/v1/health", "/api/v1/jobs/{job_id}/cancel"),
+        *("/media/{key}", "unmatched"),
     } <= routes
     assert not [route for route in routes if str(job_id) in route or "inv" in route]
+    assert all(route.startswith("/") or route == "unmatched" for route in routes)
     methods = {one.labels["method"] for one in requests}
     assert methods <= {"GET", "POST", "any", "other"}
     assert value(found, "mgs_http_requests_total", code="202") == 1

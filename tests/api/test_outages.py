@@ -54,7 +54,9 @@ GENERATE = {"json": {"prompt": "a mill by the river"}}
 
 
 @pytest.fixture
-async def database_wire(wires: AsyncExitStack, database_url: str) -> tuple[TcpProxy, str]:
+async def database_wire(
+    wires: AsyncExitStack, database_url: str
+) -> tuple[TcpProxy, str]:
     return await wired(wires, database_url)
 
 
@@ -101,7 +103,10 @@ async def test_without_the_database_every_door_says_503_and_opens_again(
         zip(
             requests,
             await asyncio.gather(
-                *(api.client.request(m, path, **more) for m, path, more in requests.values())
+                *(
+                    api.client.request(m, path, **more)
+                    for m, path, more in requests.values()
+                )
             ),
             strict=True,
         )

@@ -190,9 +190,7 @@ def test_what_callers_searched_for_is_not_logged(
     )
 
     (line,) = lines(tmp_path / "api.log")
-    assert line["event"] == (
-        '127.0.0.1:1 - "GET /api/v1/jobs?[redacted] HTTP/1.1" 200'
-    )
+    assert line["event"] == ('127.0.0.1:1 - "GET /api/v1/jobs?[redacted] HTTP/1.1" 200')
 
 
 def test_a_traceback_does_not_carry_what_a_statement_carried(

@@ -135,6 +135,7 @@ class ClaimProtocol(RuleBasedStateMachine):
 
     def claim(self, job_ids: list[UUID], starts: int) -> None:
         for claim in self.table.claim(job_ids, starts):
+            assert claim.token not in {other.token for other, _ in self.looks}
             self.looks.append((claim, look(claim, self.table, self.provider)))
 
     def go_on(self, index: int) -> bool:
@@ -145,6 +146,7 @@ class ClaimProtocol(RuleBasedStateMachine):
             next(steps)
         except StopIteration:
             self.looks.pop(index)
+            assert not self.table.renew(claim), "a settled claim still stands"
             return False
         except LostClaim:
             self.looks.pop(index)
