@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("stage", sa.String(length=16), nullable=True),
-        sa.Column("progress", sa.REAL(), nullable=True),
+        sa.Column("progress", sa.Double(), nullable=True),
         sa.Column("is_cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("attempts", sa.SmallInteger(), nullable=False),
         sa.Column("look_failures", sa.SmallInteger(), nullable=False),

@@ -117,9 +117,16 @@ async def generate(request: Request) -> Response:
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
         request_id=request.scope.get("request_id"),
-        warnings=prepared.warnings,
+        warnings=prepared.warnings + _not_yet(wanted),
     )
     return await _accept(runtime, job)
+
+
+def _not_yet(wanted: schemas.GenerateRequest) -> tuple[str, ...]:
+    """Say what is taken down and not acted upon."""
+    if wanted.webhook_url is None:
+        return ()
+    return ("webhook_url is kept but not called yet: read the job's status instead.",)
 
 
 async def _accept(runtime: Runtime, job: NewJob) -> Response:

@@ -218,21 +218,18 @@ class Settings(DatabaseSettings):
         return urlsplit(self.replicate_api_base_url).hostname == "api.replicate.com"
 
 
-def driver_url(url: SecretStr, driver: Literal["asyncpg", "psycopg"]) -> str:
-    """Give the URL the driver's form, whatever form it came in.
+def libpq_url(url: SecretStr) -> str:
+    """Give the URL in libpq's form (`postgresql://…?sslmode=…`), whatever form it came in.
 
-    `sslmode` is the libpq spelling; asyncpg calls it `ssl`, so it is renamed both ways.
+    psycopg takes it as it is, asyncpg but for what `database.asyncpg_dsn` leaves out.  `ssl` is asyncpg's spelling in
+    SQLAlchemy URLs; it becomes `sslmode`.
     """
     parsed = make_url(url.get_secret_value())
     query: dict[str, Any] = dict(parsed.query)
-    ours, theirs = ("ssl", "sslmode") if driver == "asyncpg" else ("sslmode", "ssl")
-    if theirs in query:
-        query.setdefault(ours, query[theirs])
-        del query[theirs]
-    if driver == "asyncpg":
-        for libpq_only in ("channel_binding", "gssencmode", "connect_timeout"):
-            query.pop(libpq_only, None)
-    rewritten = parsed.set(drivername=f"postgresql+{driver}", query=query)
+    if "ssl" in query:
+        query.setdefault("sslmode", query["ssl"])
+        del query["ssl"]
+    rewritten = parsed.set(drivername="postgresql", query=query)
     return rewritten.render_as_string(hide_password=False)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import orjson
 import structlog
 from pydantic import SecretStr
@@ -26,13 +27,14 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    make_url,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.core.config import driver_url
+from app.core.config import libpq_url
 
 log = structlog.get_logger("app.database")
 
@@ -69,6 +71,25 @@ def _is_client_side(error: DBAPIError) -> bool:
     return "connection is closed" in text or "connection was closed" in text
 
 
+# Connection options of libpq that asyncpg does not know and would send to the server.
+_LIBPQ_ONLY = frozenset(
+    (
+        *("channel_binding", "connect_timeout", "fallback_application_name"),
+        *("gssencmode", "keepalives", "keepalives_count", "keepalives_idle"),
+        *("keepalives_interval", "load_balance_hosts", "sslcompression", "sslsni"),
+        *("tcp_user_timeout", "requirepeer", "async_fallback"),
+    )
+)
+
+
+def asyncpg_dsn(url: SecretStr) -> str:
+    """Give the URL as asyncpg reads it: TLS files and server settings included."""
+    parsed = make_url(libpq_url(url))
+    return parsed.difference_update_query(
+        [name for name in parsed.query if name in _LIBPQ_ONLY]
+    ).render_as_string(hide_password=False)
+
+
 def open_engine(
     url: SecretStr, *, name: str, pool_size: int, settings: dict[str, str] | None = None
 ) -> AsyncEngine:
@@ -76,8 +97,22 @@ def open_engine(
 
     `name` is shown in `pg_stat_activity`; `settings` are server settings of its sessions.
     """
+    dsn = asyncpg_dsn(url)
+    session = {"jit": "off"} | (settings or {})
+    if "application_name" not in make_url(dsn).query:
+        session["application_name"] = name
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT.total_seconds(),
+            command_timeout=STATEMENT_TIMEOUT.total_seconds(),
+            server_settings=session,
+        )
+
     engine = create_async_engine(
-        driver_url(url, "asyncpg"),
+        "postgresql+asyncpg://",
+        async_creator=connect,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT.total_seconds(),
@@ -85,12 +120,6 @@ def open_engine(
         pool_use_lifo=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
-        connect_args={
-            "timeout": CONNECT_TIMEOUT.total_seconds(),
-            "command_timeout": STATEMENT_TIMEOUT.total_seconds(),
-            "server_settings": {"application_name": name, "jit": "off"}
-            | (settings or {}),
-        },
     )
     _log_statements(engine.sync_engine)
     return engine
@@ -99,7 +128,7 @@ def open_engine(
 def open_sync_engine(url: SecretStr) -> Engine:
     """Make a psycopg engine, for migrations and scripts."""
     engine = create_engine(
-        driver_url(url, "psycopg"),
+        make_url(libpq_url(url)).set(drivername="postgresql+psycopg"),
         pool_size=1,
         connect_args={"connect_timeout": 5, "application_name": "mediagen-script"},
     )

@@ -63,7 +63,6 @@ def configure_logging(
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
     )
     as_json = structlog.processors.JSONRenderer()
     to_screen: Any = as_json

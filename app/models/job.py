@@ -18,10 +18,10 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
-    REAL,
     Integer,
     MetaData,
     Numeric,
@@ -68,7 +68,7 @@ class Job(Base):
 
     status: Mapped[str] = mapped_column(String(16))
     stage: Mapped[str | None] = mapped_column(String(16))
-    progress: Mapped[float | None] = mapped_column(REAL)
+    progress: Mapped[float | None] = mapped_column(Double)
     is_cancel_requested: Mapped[bool] = mapped_column(Boolean)
     attempts: Mapped[int] = mapped_column(SmallInteger)
     look_failures: Mapped[int] = mapped_column(SmallInteger)

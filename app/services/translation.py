@@ -23,6 +23,7 @@ _COUNT_INPUTS: Final = ("num_outputs", "number_of_images", "max_images")
 _SIZE_INPUTS: Final = ("size", "resolution")
 _SIZE: Final = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 _RATIO: Final = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
+_SECRET: Final = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
 _MEGAPIXEL: Final = 1024 * 1024
 _GRID: Final = 64  # pixels; every model with free sizes takes multiples of 64
 _STEEPEST: Final = 16  # the longest side over the shortest, when we choose a size
@@ -152,6 +153,12 @@ class _Draft:
         for name in parameters:
             if name not in model.properties:
                 _refuse_unknown(model, name)
+            if _is_secret(name, model.properties[name]):
+                raise InvalidRequest(
+                    f"{name} is a secret: it would be stored and shown with the job."
+                    " Leave it out.",
+                    field=f"parameters.{name}",
+                )
 
     def assign(self, name: str, value: JSON, source: str) -> None:
         """Set an input; refuse when the caller has already set it to something else."""
@@ -188,6 +195,13 @@ def _compile(description: ModelDescription) -> jsonschema_rs.Validator:
 def _fetch_nothing(uri: str) -> NoReturn:
     """Keep the validator from following a foreign schema's references into the network."""
     raise ValueError("input schemas must be self-contained")
+
+
+def _is_secret(name: str, schema: Mapping[str, JSON]) -> bool:
+    """Tell an input that is somebody's key: by the model's word (cog's secrets), or by name."""
+    if schema.get("x-cog-secret") is True or schema.get("format") == "password":
+        return True
+    return _SECRET.search(name) is not None
 
 
 def _refuse_unknown(model: Translator, name: str) -> NoReturn:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from pydantic import SecretStr
 
 from app.core.config import Settings
+from app.embedded import Valkey
 from sandbox.runner import Sandbox
 from tests.api.served import TOKEN, Api, buying_from, provided, served, working
+from tests.support.servers import DatabaseServer
 
 Serve = Callable[..., Any]
 
@@ -41,6 +45,50 @@ async def serve(
         yield start
     for api in apis:
         assert_nothing_private(tmp_path, api)
+
+
+@pytest.fixture(scope="module")
+async def shared_sandbox() -> AsyncIterator[Sandbox]:
+    """A provider for all tests of a module."""
+    async with provided() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+async def shared(
+    shared_sandbox: Sandbox,
+    database_server: DatabaseServer,
+    template_database: str,
+    valkey: Valkey,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Api]:
+    """An API for all tests of a module, on a database of its own: see `emptied`."""
+    folder = tmp_path_factory.mktemp("shared")
+    name = database_server.create(template=template_database)
+    settings = Settings(
+        database_url=SecretStr(database_server.url_of(name)),
+        redis_url=SecretStr(valkey.url),
+        replicate_api_token=SecretStr(TOKEN),
+        storage_path=folder / "media",
+        log_dir=folder / "logs",
+        log_format="json",
+        **buying_from(shared_sandbox),
+    )
+    async with served(settings) as api:
+        yield api
+    database_server.drop(name)
+    assert_nothing_private(folder, api)
+
+
+async def emptied(api: Api, sandbox: Sandbox) -> Api:
+    """Give the shared API as if nobody had used it: no jobs, no bells, no purchases."""
+    runtime = api.app.state.runtime
+    async with runtime.database.begin() as conn:
+        await conn.exec_driver_sql("TRUNCATE jobs CASCADE")
+    await runtime.redis.flushall()
+    async with httpx.AsyncClient() as client:
+        await client.post(f"{sandbox.url}/sandbox/reset")
+    return api
 
 
 @pytest.fixture

@@ -230,6 +230,7 @@ def _logging_as_before() -> Iterator[None]:
         for name in names
         for logger in (logging.getLogger(name),)
     }
+    was_configured, configuration = structlog.is_configured(), structlog.get_config()
     yield
     for name, (handlers, level) in before.items():
         logger = logging.getLogger(name)
@@ -240,6 +241,8 @@ def _logging_as_before() -> Iterator[None]:
             logger.addHandler(handler)
         logger.setLevel(level)
     structlog.reset_defaults()
+    if was_configured:
+        structlog.configure(**configuration)
     structlog.contextvars.clear_contextvars()
 
 

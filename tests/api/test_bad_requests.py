@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -12,70 +11,20 @@ import httpx
 import pytest
 
 from app.api.middleware import BODY_LIMIT
-from app.core.config import Settings
-from app.embedded import Valkey
 from sandbox.runner import Sandbox
-from tests.api.conftest import assert_nothing_private
-from tests.api.served import (
-    FLUX,
-    TOKEN,
-    Api,
-    buying_from,
-    check_problem,
-    provided,
-    served,
-)
-from tests.support.servers import DatabaseServer
+from tests.api.served import FLUX, Api, check_problem
 
 PROMPT = "a walled garden at noon"
 PRO = "black-forest-labs/flux-1.1-pro"
 
 
-@pytest.fixture(scope="module")
-async def provider() -> AsyncIterator[Sandbox]:
-    """One provider for all tests here: none of them buys anything."""
-    async with provided() as sandbox:
-        yield sandbox
-
-
-@pytest.fixture(scope="module")
-def database(database_server: DatabaseServer, template_database: str) -> Iterator[str]:
-    """One database for all tests here: each of them leaves it empty."""
-    name = database_server.create(template=template_database)
-    yield database_server.url_of(name)
-    database_server.drop(name)
-
-
-@pytest.fixture(scope="module")
-async def shared(
-    provider: Sandbox,
-    database: str,
-    valkey: Valkey,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Api]:
-    """One API for all tests here."""
-    folder = tmp_path_factory.mktemp("bad-requests")
-    settings = Settings(
-        database_url=database,
-        redis_url=valkey.url,
-        replicate_api_token=TOKEN,
-        storage_path=folder / "media",
-        log_dir=folder / "logs",
-        log_format="json",
-        **buying_from(provider),
-    )
-    async with served(settings) as api:
-        yield api
-    assert_nothing_private(Path(folder), api)
-
-
 @pytest.fixture
-async def api(shared: Api, provider: Sandbox) -> AsyncIterator[Api]:
+async def api(shared: Api, shared_sandbox: Sandbox) -> AsyncIterator[Api]:
     """The API; afterwards there must be no job, and no purchase."""
     yield shared
     assert await shared.listed() == []
     async with httpx.AsyncClient() as client:
-        stats = (await client.get(f"{provider.url}/sandbox/stats")).json()
+        stats = (await client.get(f"{shared_sandbox.url}/sandbox/stats")).json()
     assert stats["purchases"] == 0
 
 

@@ -15,9 +15,27 @@ import pytest
 from app.domain.generation import GenerationRequest
 from app.models import schemas
 from sandbox.runner import Sandbox
+from tests.api.conftest import emptied
 from tests.api.served import Api, check_problem
 from tests.support.jobs import JobTable, new_job
 from tests.support.waiting import wait_for_async
+
+
+@pytest.fixture
+def sandbox(shared_sandbox: Sandbox) -> Sandbox:
+    return shared_sandbox
+
+
+@pytest.fixture
+async def api(shared: Api, sandbox: Sandbox) -> Api:
+    return await emptied(shared, sandbox)
+
+
+@pytest.fixture
+def database_url(shared: Api) -> str:
+    """The API's database, so that `jobs` are its jobs."""
+    return shared.settings.database_url.get_secret_value()
+
 
 # ------------------------------------------------------------------------------ status
 

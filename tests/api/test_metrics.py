@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import httpx
-import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis

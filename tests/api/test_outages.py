@@ -6,10 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
 from app.models import schemas

@@ -9,9 +9,10 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.core.config import driver_url
+from app.core.config import libpq_url
 from app.core.database import (
     CONNECT_TIMEOUT,
+    asyncpg_dsn,
     is_disconnect,
     open_engine,
     open_sync_engine,
@@ -30,40 +31,60 @@ PLAIN = "postgresql://user:p%40ss@db.example:5433/media"
         PLAIN.replace("postgresql://", "postgresql+psycopg2://"),
     ],
 )
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_any_form_of_the_url_serves_both_drivers(given: str, driver: str) -> None:
-    form = driver_url(SecretStr(given), driver)  # type: ignore[arg-type]
-
-    assert form == PLAIN.replace("postgresql://", f"postgresql+{driver}://")
+def test_any_form_of_the_url_serves_both_drivers(given: str) -> None:
+    assert libpq_url(SecretStr(given)) == PLAIN
+    assert asyncpg_dsn(SecretStr(given)) == PLAIN
 
 
 @pytest.mark.parametrize(
-    ("driver", "query", "expected"),
+    ("query", "for_psycopg", "for_asyncpg"),
     [
-        ("asyncpg", "sslmode=require", {"ssl": "require"}),
-        ("asyncpg", "ssl=require", {"ssl": "require"}),
-        ("psycopg", "ssl=require", {"sslmode": "require"}),
-        ("psycopg", "sslmode=verify-full", {"sslmode": "verify-full"}),
-        ("asyncpg", "sslmode=prefer&ssl=require", {"ssl": "require"}),
-        ("asyncpg", "channel_binding=require", {}),
-        ("psycopg", "channel_binding=require", {"channel_binding": "require"}),
-        ("asyncpg", "gssencmode=disable&connect_timeout=3", {}),
-        ("asyncpg", "host=%2Fvar%2Frun", {"host": "/var/run"}),
+        ("sslmode=require", {"sslmode": "require"}, {"sslmode": "require"}),
+        ("ssl=require", {"sslmode": "require"}, {"sslmode": "require"}),
+        ("sslmode=prefer&ssl=require", {"sslmode": "prefer"}, {"sslmode": "prefer"}),
+        ("channel_binding=require", {"channel_binding": "require"}, {}),
+        (
+            "connect_timeout=3&keepalives=1",
+            {"connect_timeout": "3", "keepalives": "1"},
+            {},
+        ),
+        (
+            "sslrootcert=%2Fca.pem",
+            {"sslrootcert": "/ca.pem"},
+            {"sslrootcert": "/ca.pem"},
+        ),
+        ("application_name=a", {"application_name": "a"}, {"application_name": "a"}),
+        ("host=%2Fvar%2Frun", {"host": "/var/run"}, {"host": "/var/run"}),
     ],
 )
-def test_options_are_spelled_as_the_driver_wants_them(
-    driver: str, query: str, expected: dict[str, str]
+def test_options_are_what_the_driver_understands(
+    query: str, for_psycopg: dict[str, str], for_asyncpg: dict[str, str]
 ) -> None:
-    form = driver_url(SecretStr(f"{PLAIN}?{query}"), driver)  # type: ignore[arg-type]
+    given = SecretStr(f"{PLAIN}?{query}")
 
-    assert dict(make_url(form).query) == expected
+    assert dict(make_url(libpq_url(given)).query) == for_psycopg
+    assert dict(make_url(asyncpg_dsn(given)).query) == for_asyncpg
+
+
+async def test_the_options_of_hosted_databases_connect(database_url: str) -> None:
+    options = "sslmode=prefer&channel_binding=prefer&application_name=theirs"
+    more = "&keepalives=1&connect_timeout=5&options=-c%20work_mem%3D6MB"
+    engine = open_engine(
+        SecretStr(f"{database_url}?{options}{more}"), name="ours", pool_size=1
+    )
+    async with engine.connect() as conn:
+        name = await conn.scalar(text("SHOW application_name"))
+        memory = await conn.scalar(text("SHOW work_mem"))
+    await engine.dispose()
+
+    assert (name, memory) == ("theirs", "6MB")
 
 
 def test_a_password_survives_whatever_is_in_it() -> None:
     password = "a:b/c@d?e#f%g h"
     given = f"postgresql://user:{quote(password, safe='')}@db/media"
 
-    form = make_url(driver_url(SecretStr(given), "asyncpg"))
+    form = make_url(asyncpg_dsn(SecretStr(given)))
 
     assert form.password == password
 

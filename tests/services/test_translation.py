@@ -358,3 +358,11 @@ def test_whatever_is_accepted_is_valid_and_complete(request: CommonRequest) -> N
         assert exact in heard or exact in prepared.input.values()
     if request.num_outputs is not None:
         assert prepared.num_outputs == request.num_outputs
+
+
+def test_a_secret_is_not_taken_where_it_would_be_shown() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        prepare(GPT, parameters={"openai_api_key": "sk-1"})
+
+    assert refused.value.field == "parameters.openai_api_key"
+    assert "sk-1" not in str(refused.value)
