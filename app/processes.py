@@ -132,6 +132,8 @@ def run_as(account: Account | None) -> list[str]:
         "--clear-groups",
         "--inh-caps=+dac_override",
         "--ambient-caps=+dac_override",
+        # access(2), by which initdb looks for its programs, ignores capabilities else.
+        "--securebits=+no_setuid_fixup",
         "--",
     ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import socket
 import stat
 import subprocess
@@ -16,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.embedded import EmbeddedServerError, Postgres, Valkey
-from app.processes import Identity
+from app.processes import Account, Identity, run_as
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,3 +137,19 @@ def test_ending_a_server_leaves_no_process(tmp_path: Path) -> None:
     assert known is not None
     wait_for(lambda: known.find() is None, within=1, what="PostgreSQL has ended")
     assert server.pid is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_programs_below_a_closed_folder_can_be_found_as_another_account(
+    tmp_path: Path,
+) -> None:
+    """A checkout under /root: initdb asks access(2) whether it may run its neighbours."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    program = shutil.copy("/bin/true", closed / "program")
+    nobody = pwd.getpwnam("nobody")
+    account = Account(nobody.pw_uid, nobody.pw_gid)
+
+    asked = subprocess.run([*run_as(account), "test", "-x", str(program)])
+
+    assert asked.returncode == 0
