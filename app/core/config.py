@@ -169,6 +169,10 @@ class Settings(DatabaseSettings):
         parts = urlsplit(value.get_secret_value())
         if parts.scheme not in ("redis", "rediss"):
             raise ValueError("must start with redis:// or rediss://")
+        try:
+            parts.port
+        except ValueError:
+            raise ValueError("has a port that is no number below 65536") from None
         return value
 
     @field_validator("api_v1_prefix")

@@ -68,7 +68,10 @@ def is_disconnect(error: BaseException) -> bool:
 def _is_client_side(error: DBAPIError) -> bool:
     """asyncpg's own complaints (no SQLSTATE) are about a connection that is gone."""
     text = str(error.orig)
-    return "connection is closed" in text or "connection was closed" in text
+    if "connection is closed" in text or "connection was closed" in text:
+        return True
+    cause = error.orig.__cause__ if error.orig is not None else None
+    return isinstance(cause, asyncpg.InternalClientError)
 
 
 # Connection options of libpq that asyncpg does not know and would send to the server.
@@ -120,6 +123,7 @@ def open_engine(
         pool_use_lifo=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
+        hide_parameters=True,  # they carry prompts
     )
     _log_statements(engine.sync_engine)
     return engine
@@ -130,6 +134,7 @@ def open_sync_engine(url: SecretStr) -> Engine:
     engine = create_engine(
         make_url(libpq_url(url)).set(drivername="postgresql+psycopg"),
         pool_size=1,
+        hide_parameters=True,
         connect_args={"connect_timeout": 5, "application_name": "mediagen-script"},
     )
     _log_statements(engine)

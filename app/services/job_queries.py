@@ -198,15 +198,11 @@ _OLDEST = select(type_coerce(func.now() - func.min(JOBS.c.due_at), Interval())).
 
 async def live_figures(conn: AsyncConnection) -> LiveFigures:
     """Count the live jobs: cheap, however many are finished."""
-    by_stage = {
-        stage: count for stage, count in (await conn.execute(_BY_STAGE)).tuples()
-    }
+    by_stage = {stage: count for stage, count in await conn.execute(_BY_STAGE)}
     overdue = await conn.scalar(_OLDEST)
     return LiveFigures(by_stage, max(overdue or timedelta(0), timedelta(0)))
 
 
 async def count_by_status(conn: AsyncConnection) -> dict[str, int]:
     """Count all jobs by status.  Scans the status index: cache the answer."""
-    return {
-        status: count for status, count in (await conn.execute(_BY_STATUS)).tuples()
-    }
+    return {status: count for status, count in await conn.execute(_BY_STATUS)}
