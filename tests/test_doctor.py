@@ -18,8 +18,6 @@ from app.processes import free_port
 from tests.support.command_line import Stub, recorded_run, run, stub_api
 from tests.support.waiting import wait_for_async
 
-# alembic.ini names no path_separator; goes when it does.
-pytestmark = pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
 SECRETS = ("s3cret", "r8_hidden")
 
 

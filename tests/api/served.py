@@ -17,7 +17,6 @@ from urllib.parse import quote, quote_plus, urlsplit
 from uuid import UUID
 
 import httpx
-import pytest
 import structlog
 import uvicorn
 from fastapi import FastAPI
@@ -33,11 +32,6 @@ from tests.support.waiting import wait_for_async
 TOKEN = "r8_for_tests_only"
 FLUX = "black-forest-labs/flux-schnell"
 NO_DRAIN = timedelta(0)
-
-# Deprecations of libraries that do not change what the service does.
-KNOWN_WARNINGS = [
-    pytest.mark.filterwarnings("ignore:The Result.tuples:DeprecationWarning"),
-]
 
 
 def _load_create_app() -> Callable[[Settings], FastAPI]:

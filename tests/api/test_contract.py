@@ -13,9 +13,7 @@ import pytest
 from app.models import schemas
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve, emptied
-from tests.api.served import KNOWN_WARNINGS, Api, check_problem
-
-pytestmark = KNOWN_WARNINGS
+from tests.api.served import Api, check_problem
 
 PROMPT = "a mill by the river"
 PAGE = "https://gallery.example"

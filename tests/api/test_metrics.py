@@ -12,9 +12,7 @@ from redis.asyncio import Redis
 from app.api.ops import METRICS
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
-from tests.api.served import KNOWN_WARNINGS, Api, served, working
-
-pytestmark = KNOWN_WARNINGS
+from tests.api.served import Api, served, working
 
 PROMPT = "a mill by the river"
 EMPTY_WHEN_ALL_IS_WELL = {

@@ -14,11 +14,9 @@ import pytest
 from app.models import schemas
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
-from tests.api.served import KNOWN_WARNINGS, Api, check_problem, working
+from tests.api.served import Api, check_problem, working
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import wait_for_async
-
-pytestmark = KNOWN_WARNINGS
 
 Outage = Literal["refused", "silent"]
 PROMISE = 2.0  # seconds to an answer without the database
