@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 
 from app import __version__
 from app.api import endpoints, media, ops, problems
@@ -53,7 +54,8 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         log.info("api.stopped")
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs and /redoc from our own files, no CDN
+        static_url="/docs-files",
         title=settings.project_name,
         version=__version__,
         description=DESCRIPTION.format(prefix=settings.api_v1_prefix),

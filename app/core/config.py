@@ -121,10 +121,11 @@ class Settings(DatabaseSettings):
         "https://api.replicate.com/v1", description="the provider, or a sandbox"
     )
     replicate_webhook_secret: SecretStr | None = Field(
-        None, description="whsec_…; fetched from the provider when unset"
+        None, description="whsec_…, for the provider's webhooks; not used yet"
     )
     public_base_url: str | None = Field(
-        None, description="our own URL as the internet sees it; turns on webhooks in"
+        None,
+        description="our own URL as the internet sees it; makes output URLs absolute",
     )
     output_hosts: WordList = Field(
         ("replicate.delivery",),
@@ -225,8 +226,8 @@ class Settings(DatabaseSettings):
 def libpq_url(url: SecretStr) -> str:
     """Give the URL in libpq's form (`postgresql://…?sslmode=…`), whatever form it came in.
 
-    psycopg takes it as it is, asyncpg but for what `database.asyncpg_dsn` leaves out.  `ssl` is asyncpg's spelling in
-    SQLAlchemy URLs; it becomes `sslmode`.
+    psycopg takes it as it is, asyncpg but for what `database.asyncpg_dsn` leaves out.
+    `ssl` is asyncpg's spelling in SQLAlchemy URLs; it becomes `sslmode`.
     """
     parsed = make_url(url.get_secret_value())
     query: dict[str, Any] = dict(parsed.query)
