@@ -333,8 +333,8 @@ async def delete(request: Request, job_id: str) -> Response:
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
     files = await promptly(_delete(runtime, key))
-    orphans = await promptly(_orphans(runtime, files))
-    await runtime.store.delete(orphans)
+    async with runtime.ledger.removing(files) as orphans:
+        await runtime.store.delete(orphans)
     return Response(status_code=204)
 
 
@@ -343,11 +343,6 @@ async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
         files = await job_service.keys_of(conn, job_id)
         await job_service.delete_job(conn, job_id)
     return files
-
-
-async def _orphans(runtime: Runtime, files: list[str]) -> list[str]:
-    async with runtime.ledger.reading() as conn:
-        return await job_service.orphans_among(conn, files)
 
 
 @router.get(

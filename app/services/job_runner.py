@@ -7,7 +7,7 @@ settles: one event, one next look.  It never decides; it reports what happened.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -16,12 +16,13 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 
 from app.core.counters import SharedCounters
-from app.domain import generation
+from app.domain import errors, generation
 from app.domain.errors import (
     LostClaim,
     OutputError,
     OutputInvalid,
     PredictionNotFound,
+    ServiceError,
     Unavailable,
 )
 from app.domain.events import (
@@ -285,8 +286,36 @@ class JobRunner:
                 waited, pause = waited + pause, min(pause * 2, timedelta(seconds=2))
             else:
                 self._measure(outcome)
+                await self._keep(claim, result.outputs)
                 return outcome.next_look
         return self._give_way()
+
+    async def _keep(self, claim: Claim, outputs: Sequence[StoredOutput]) -> None:
+        """See that the recorded files are still there; store again what is not.
+
+        Deleting another job with the same bytes may have removed a file between storing
+        and recording it; from the record on it cannot (see `file_locks`).
+        """
+        for output in outputs:
+            try:
+                if await self._has(output):
+                    continue
+                log.warning("file.missing", key=output.key)
+                prediction = await self._client.get(_handle(claim))
+                again = await self._fetch_one(
+                    output.index, prediction.outputs[output.index]
+                )
+                if again.key != output.key:
+                    log.error("file.lost", key=output.key)
+            except (ServiceError, IndexError) as error:
+                log.error("file.lost", key=output.key, reason=type(error).__name__)
+
+    async def _has(self, output: StoredOutput) -> bool:
+        try:
+            await self._store.head(output.key)
+        except errors.NotFound:
+            return False
+        return True
 
     async def _settle_taken(self, claim: Claim) -> timedelta | None:
         """The handle belongs to another attempt: reconcile this one like any unknown."""

@@ -21,6 +21,7 @@ from app.domain.events import Event
 from app.domain.generation import GenerationRequest
 from app.domain.lifecycle import Attempt, JobState, decide
 from app.domain.policy import Policy
+from app.services import file_locks
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -174,6 +175,8 @@ class Writes:
 
     async def flush(self, conn: AsyncConnection) -> None:
         """Send what there is, one statement per table."""
+        if self._assets:
+            await file_locks.share(conn, (asset["key"] for asset in self._assets))
         for statement, rows, names in (
             (_UPDATE_JOBS, self._jobs.values(), STATE_COLUMNS),
             (_WRITE_ATTEMPTS, self._attempts.values(), _ATTEMPT_COLUMNS),

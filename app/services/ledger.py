@@ -19,7 +19,7 @@ from app.core.batching import Batcher
 from app.core.database import DISCONNECTED, is_disconnect
 from app.domain.errors import NotFound, Unavailable
 from app.domain.policy import Policy
-from app.services import job_queries, job_service
+from app.services import file_locks, job_queries, job_service
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
 from app.services.job_service import Change, NewJob, Outcome
@@ -105,6 +105,15 @@ class Ledger:
         with _translated():
             async with self.engine.connect() as conn:
                 yield await conn.execution_options(isolation_level="AUTOCOMMIT")
+
+    @asynccontextmanager
+    async def removing(self, keys: Sequence[str]) -> AsyncIterator[list[str]]:
+        """Give those of the files no job has any more, and keep it so while inside."""
+        if not keys:
+            yield []
+            return
+        async with self.reading() as conn, file_locks.alone(conn, keys):
+            yield await job_service.orphans_among(conn, keys)
 
     async def claim(self, job_ids: Sequence[UUID], *, starts: int) -> list[Claim]:
         """Claim what is due among the jobs: see `job_service.claim`."""

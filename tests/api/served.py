@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.core.config import Settings, get_settings
 from app.models import schemas
-from app.runtime import open_worker
+from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
 from tests.support.waiting import wait_for_async
@@ -280,10 +280,10 @@ async def _served(settings: Settings) -> AsyncIterator[Api]:
 
 
 @asynccontextmanager
-async def working(settings: Settings) -> AsyncIterator[None]:
+async def working(settings: Settings) -> AsyncIterator[WorkerRuntime]:
     """Run what the worker runs, in this process."""
-    async with open_worker(settings, drain=NO_DRAIN):
-        yield
+    async with open_worker(settings, drain=NO_DRAIN) as worker:
+        yield worker
 
 
 @asynccontextmanager

@@ -1,0 +1,54 @@
+"""Who may rely on a stored file, and who may remove it: advisory locks on its hash.
+
+Files are shared: equal bytes are one file, whatever jobs they belong to.  Whoever records a
+file holds its lock shared until the commit; whoever removes one holds it alone, from asking
+whether anybody has it until it is gone.  So a file recorded before is never removed, and one
+removed before is missed by its recorder, who looks after the commit and stores it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from sqlalchemy import ARRAY, BigInteger, bindparam, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_numbers = func.unnest(
+    bindparam("numbers", type_=ARRAY(BigInteger(), dimensions=1))
+).column_valued("number")
+_SHARE = select(func.pg_advisory_xact_lock_shared(_numbers))
+_LOCK = select(func.pg_advisory_lock(bindparam("number", type_=BigInteger())))
+_UNLOCK = select(func.pg_advisory_unlock(bindparam("number", type_=BigInteger())))
+
+
+async def share(conn: AsyncConnection, keys: Iterable[str]) -> None:
+    """Keep the files from being removed until the transaction ends."""
+    await conn.execute(_SHARE, {"numbers": _sorted_numbers(keys)})
+
+
+@asynccontextmanager
+async def alone(conn: AsyncConnection, keys: Iterable[str]) -> AsyncIterator[None]:
+    """Keep everybody else from recording or removing the files.
+
+    The connection must be in autocommit and stay with the caller: what is removed meanwhile
+    is not in the database, and no transaction should wait for it.
+    """
+    numbers = _sorted_numbers(keys)
+    try:
+        for number in numbers:
+            await conn.execute(_LOCK, {"number": number})
+        yield
+    except BaseException:
+        await conn.invalidate()  # ending the session lets go of all of them
+        raise
+    for number in numbers:
+        await conn.execute(_UNLOCK, {"number": number})
+
+
+def _sorted_numbers(keys: Iterable[str]) -> list[int]:
+    """Map keys, which hold the file's hash, to PostgreSQL's signed 64 bits; one order for all."""
+    digests = {key.partition("/")[2][:16] for key in keys}
+    return sorted(
+        int.from_bytes(bytes.fromhex(digest), "big", signed=True) for digest in digests
+    )
