@@ -177,6 +177,21 @@ def decide(
     return replace(after, version=state.version + 1) if is_visible else after
 
 
+def overdue(state: JobState, now: datetime, policy: Policy) -> Event | None:
+    """Give the event that ends a live job whose time was up long ago, or None.
+
+    For whoever is about to look: looks that never come to an end (the worker dies of the
+    job, the provider is away for good) must not go on for ever.
+    """
+    if state.status is Status.PENDING:
+        return Expired() if now >= state.deadline_at else None
+    if state.stage is Stage.STORING:
+        sent_at = state.attempt.sent_at if state.attempt else state.created_at
+        end = sent_at + policy.data_lifetime + policy.last_resort
+        return LookFailed("given up") if now >= end else None
+    return Expired() if now >= state.deadline_at + policy.last_resort else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Case:
     """One decision's circumstances."""

@@ -36,7 +36,9 @@ class Policy:
     `reconcile_at` are the ages of a SENT attempt at which the provider is asked for it; the
     last one is the grace period.  `data_lifetime` is how long the provider keeps what we
     need for that and the files (an hour; replicate.com/docs/topics/predictions/
-    data-retention), less a margin.
+    data-retention), less a margin.  `last_resort` is how long after its time
+    a job is still looked at when no look comes to an end; by then `Cancel-After` has ended
+    whatever runs at the provider.
     """
 
     retry: RetryPolicy = RetryPolicy()
@@ -47,6 +49,7 @@ class Policy:
     shortest_look: timedelta = timedelta(milliseconds=500)
     longest_look: timedelta = timedelta(seconds=5)
     account_pause: timedelta = timedelta(seconds=30)
+    last_resort: timedelta = timedelta(minutes=10)
 
     @property
     def grace(self) -> timedelta:

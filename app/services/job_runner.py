@@ -52,7 +52,6 @@ log = structlog.get_logger("app.runner")
 
 SHORTEST_CANCEL_AFTER = timedelta(seconds=5)  # the provider's minimum
 CONFIRMATION = timedelta(seconds=30)  # how long a cancelled prediction may linger
-MISSING_LOOKS = 5  # a handle the provider denies this often is lost
 FETCHES = 2  # tries for a file whose bytes are complete and wrong
 DOWNLOADS_AT_ONCE = 64
 
@@ -130,8 +129,7 @@ class JobRunner:
             case Stage.GENERATING:
                 return await self._watch(claim)
             case Stage.STORING:
-                prediction = await self._client.get(_handle(claim))
-                return await self._fetch(claim, prediction)
+                return await self._store_late(claim)
             case _:
                 raise AssertionError(f"nothing to look at in {claim.state.stage}")
 
@@ -167,17 +165,15 @@ class JobRunner:
         """Read the prediction; end it first when nobody wants it any more."""
         state, handle = claim.state, _handle(claim)
         is_late = claim.now >= state.deadline_at
-        if state.is_cancel_requested or is_late:
-            await self._client.cancel(handle)
         try:
+            if state.is_cancel_requested or is_late:
+                await self._client.cancel(handle)
             prediction = await self._client.get(handle)
         except PredictionNotFound:
-            if state.look_failures < MISSING_LOOKS:
-                return _Result(LookFailed("prediction_not_found"))
-            failure = Failure(
-                "provider_lost", "The provider lost the generation.", retryable=True
-            )
-            return _Result(GenerationFailed(failure, is_transient=True))
+            # It was bought, so it is never bought again for this: a stale answer would
+            # make it the second purchase.  The deadline bounds the wait.
+            log.warning("prediction.not_found", handle=handle)
+            return _Result(Expired() if is_late else LookFailed("not_found"))
         match prediction.phase:
             case Phase.QUEUED | Phase.RUNNING:
                 if claim.now >= state.deadline_at + CONFIRMATION:
@@ -208,6 +204,15 @@ class JobRunner:
             return await fetching
         finally:
             fetching.cancel()
+
+    async def _store_late(self, claim: Claim) -> _Result:
+        """Fetch what an earlier look could not."""
+        try:
+            prediction = await self._client.get(_handle(claim))
+        except PredictionNotFound:
+            log.warning("prediction.not_found", handle=_handle(claim))
+            return _Result(LookFailed("not_found"))
+        return await self._fetch(claim, prediction)
 
     async def _fetch(self, claim: Claim, prediction: Prediction) -> _Result:
         """Bring every output into the store."""

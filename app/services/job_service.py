@@ -38,9 +38,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.core.database import arrays, unnest
 from app.domain import journal
 from app.domain.errors import Conflict, LostClaim, NotFound
-from app.domain.events import CancelRequested, Event, Expired, Intended
+from app.domain.events import CancelRequested, Event, Intended
 from app.domain.generation import JSON, GenerationRequest
-from app.domain.lifecycle import JobState, Stage, Status, decide
+from app.domain.lifecycle import JobState, Stage, Status, decide, overdue
 from app.domain.policy import Policy
 from app.services.job_records import (
     ASSETS,
@@ -254,9 +254,9 @@ async def claim(
 
     Locks the rows and pushes `due_at` one lease beyond the database's now.  A pending job
     is taken only while `starts` lasts, and its attempt is intended in the same breath: after
-    the commit exactly one request may leave for it.  A pending job past its deadline fails
-    here, unbought.  A job missing from the answer is unknown, finished, not due, out of
-    budget or in other hands.  Does not commit.
+    the commit exactly one request may leave for it.  A job whose time is up for good ends
+    here (see `lifecycle.overdue`).  A job missing from the answer is unknown, finished, not
+    due, out of budget or in other hands.  Does not commit.
     """
     rows = await _read_locked(conn, _LOCK_DUE, job_ids)
     # When the budget does not reach for all: by priority, then by age (ids are in time order).
@@ -266,13 +266,13 @@ async def claim(
     for row in rows:
         state = read_state(row)
         token = uuid4()
-        if state.status is not Status.PENDING:
+        if (end := overdue(state, row.now, policy)) is not None:
+            writes.decided(row, state, end, policy)
+        elif state.status is not Status.PENDING:
             if row.claim_token is not None:
                 log.warning("job.lease_expired", job_id=str(row.id), stage=state.stage)
             writes.add(row, state, state, due_at=row.now + lease, claim_token=token)
             claims.append(read_claim(row, state, token, is_fresh=False))
-        elif row.now >= state.deadline_at:
-            writes.decided(row, state, Expired(), policy)
         elif starts > 0:
             starts -= 1
             claims.append(_intend(writes, row, state, token, lease, policy))

@@ -25,6 +25,7 @@ from app.domain.events import (
     Stored,
 )
 from app.domain.generation import Failure, RefusalKind
+from app.domain.policy import Policy
 from app.domain.lifecycle import AttemptState, IllegalEvent, Stage, Status
 from app.services import job_service
 from app.services.job_records import JOBS
@@ -236,6 +237,36 @@ async def test_a_throttled_job_past_its_deadline_closes_its_unsent_attempt(
     (attempt,) = await jobs.attempts(job_id)
     assert attempt.state == "refused"
     assert attempt.closed_at is not None
+
+
+async def test_a_job_that_kills_every_worker_ends(jobs: JobTable) -> None:
+    """Claimed again and again and never settled: the deadline and the last resort bound it."""
+    job_id = await _generating(jobs)
+    await jobs.make_due(job_id)
+    await jobs.claim_one(job_id)
+    await jobs.age(timedelta(seconds=900), job_id)
+    await jobs.claim_one(job_id)  # late, and still worth a look
+    await jobs.age(Policy().last_resort, job_id)
+
+    assert await jobs.claim(job_id) == []
+
+    row = await jobs.row(job_id)
+    assert (row.status, row.error_code) == ("failed", "deadline_exceeded")
+    assert timeless(await jobs.replayed(job_id)) == timeless(await jobs.state(job_id))
+
+
+async def test_a_picture_that_kills_every_worker_ends(jobs: JobTable) -> None:
+    job_id = await _generating(jobs)
+    await jobs.make_due(job_id)
+    await jobs.record(await jobs.claim_one(job_id), Generated())
+    await jobs.age(Policy().data_lifetime, job_id)
+    await jobs.claim_one(job_id)
+    await jobs.age(Policy().last_resort, job_id)
+
+    assert await jobs.claim(job_id) == []
+
+    row = await jobs.row(job_id)
+    assert (row.status, row.error_code) == ("failed", "output_expired")
 
 
 async def test_renewing_pushes_the_lease_of_claims_that_stand(jobs: JobTable) -> None:
