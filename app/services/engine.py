@@ -16,6 +16,7 @@ from typing import Protocol
 from uuid import UUID
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from app.core.throttle import TokenBucket
 from app.domain.errors import Unavailable
@@ -30,6 +31,10 @@ INTAKE_LIMIT = (
 TIMER_HORIZON = timedelta(seconds=30)  # looks further ahead are left to the watcher
 RENEW_EVERY = LEASE / 3
 DATABASE_REST = timedelta(milliseconds=500)
+
+# What the loops outlive: a database that is gone, or that refuses the statement (its tables
+# are not there yet; it lost a deadlock).  The rows stay due.
+DATABASE_TROUBLE = (Unavailable, DBAPIError)
 
 
 class Runner(Protocol):
@@ -138,9 +143,9 @@ class Engine:
                 continue
             try:
                 claims = await self._claim(batch)
-            except Unavailable as error:
-                # The rows stay due; the watcher offers them again when the database is back.
-                log.warning("claim.failed", reason=str(error))
+            except DATABASE_TROUBLE as error:
+                # The watcher offers them again when the database is back.
+                log.warning("claim.failed", error=type(error).__name__)
                 await asyncio.sleep(DATABASE_REST.total_seconds())
                 continue
             for claim in claims:
@@ -211,7 +216,7 @@ class Engine:
             looks = dict(self._looks)
             if not looks:
                 continue
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(*DATABASE_TROUBLE):
                 standing = await self._ledger.renew(list(looks.values()))
                 for task, claim in looks.items():
                     if claim.token not in standing and not task.done():

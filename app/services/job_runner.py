@@ -13,7 +13,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import structlog
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.core.counters import SharedCounters
 from app.domain import errors, generation
@@ -286,7 +286,8 @@ class JobRunner:
                 return self._give_way()
             except IntegrityError:
                 return await self._settle_taken(claim)
-            except Unavailable:
+            except (Unavailable, DBAPIError):
+                # Gone, or not willing (the loser of a deadlock): it may be the next time.
                 await asyncio.sleep(pause.total_seconds())
                 waited, pause = waited + pause, min(pause * 2, timedelta(seconds=2))
             else:
@@ -331,7 +332,7 @@ class JobRunner:
         change = Change(claim.job_id, event, Hold.RELEASE, claim.token)
         try:
             return (await self._ledger.change(change)).next_look
-        except (LostClaim, Unavailable):
+        except (LostClaim, Unavailable, DBAPIError):
             return self._give_way()
 
     def _measure(self, outcome: Outcome) -> None:

@@ -15,9 +15,8 @@ import structlog
 
 from app.core.leasing import Leadership
 from app.core.queue import Bell
-from app.domain.errors import Unavailable
 from app.services import job_queries
-from app.services.engine import Engine
+from app.services.engine import DATABASE_TROUBLE, Engine
 from app.services.ledger import MOST_AT_ONCE, Ledger
 
 log = structlog.get_logger("app.watcher")
@@ -63,8 +62,8 @@ class Watcher:
             if await self._confirm():
                 try:
                     is_full = await self.sweep()
-                except Unavailable as error:
-                    log.warning("sweep.failed", reason=str(error))
+                except DATABASE_TROUBLE as error:
+                    log.warning("sweep.failed", error=type(error).__name__)
             # With more due than one round takes, go on as soon as there is room.
             pause = ROUND / 10 if is_full else ROUND
             await asyncio.sleep(pause.total_seconds())

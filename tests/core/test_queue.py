@@ -1,6 +1,6 @@
-import ast
 import json
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +8,14 @@ import pytest
 import redis
 import structlog
 
-from app.core.queue import QUEUE_NAME, WAITING_RINGS, Bell, publisher_app
+from app.core.queue import (
+    PACE,
+    QUEUE_NAME,
+    RINGS_IN_A_MESSAGE,
+    WAITING_RINGS,
+    Bell,
+    publisher_app,
+)
 from app.embedded import Valkey
 from tests.support.waiting import wait_for
 
@@ -16,13 +23,17 @@ TASK = "app.tasks.look"
 CLOSED = "redis://127.0.0.1:9/0"
 
 
-def _rings(url: str) -> list[str]:
-    """Read whom the waiting messages ask to look at, oldest first."""
+def _messages(url: str) -> list[list[str]]:
+    """Read whom each waiting message asks to look at, oldest message first."""
     with redis.Redis.from_url(url) as client:
         messages = [json.loads(raw) for raw in client.lrange(QUEUE_NAME, 0, -1)]
     assert {message["headers"]["task"] for message in messages} <= {TASK}
-    subjects = (ast.literal_eval(m["headers"]["argsrepr"]) for m in reversed(messages))
-    return [subject for some in subjects for subject in some]
+    return [list(json.loads(b64decode(m["body"]))[0]) for m in reversed(messages)]
+
+
+def _rings(url: str) -> list[str]:
+    """Read whom all waiting messages ask to look at, oldest first."""
+    return [subject for some in _messages(url) for subject in some]
 
 
 @pytest.fixture
@@ -54,6 +65,45 @@ def test_stopping_sends_what_is_waiting(redis_url: str) -> None:
     app.close()
 
     assert _rings(redis_url) == [f"job-{number}" for number in range(20)]
+
+
+def test_waiting_rings_share_a_message(redis_url: str) -> None:
+    app = publisher_app(redis_url)
+    bell = Bell(app, TASK)
+    rings = [f"job-{number}" for number in range(2 * RINGS_IN_A_MESSAGE + 10)]
+    for ring in rings:
+        bell.ring(ring)
+
+    bell.start()
+    bell.stop()
+    app.close()
+
+    messages = _messages(redis_url)
+    assert [len(message) for message in messages] == [
+        *(RINGS_IN_A_MESSAGE, RINGS_IN_A_MESSAGE, 10)
+    ]
+    assert [ring for message in messages for ring in message] == rings
+
+
+def test_a_lone_ring_goes_out_at_once_and_a_stream_of_them_shares_messages(
+    bell: Bell, redis_url: str
+) -> None:
+    bell.ring("alone")
+    wait_for(lambda: _rings(redis_url), within=5, what="the lone ring")
+    began = time.monotonic()
+    rung = []
+
+    def streams() -> bool:
+        rung.append(f"job-{len(rung)}")
+        bell.ring(rung[-1])
+        return len(rung) == 200
+
+    wait_for(streams, within=10, what="the stream", every=0.001)
+    wait_for(lambda: len(_rings(redis_url)) == 201, within=5, what="all rings")
+    took = time.monotonic() - began
+
+    assert _rings(redis_url) == ["alone", *rung]
+    assert len(_messages(redis_url)) <= took / PACE + 2
 
 
 def test_a_full_queue_drops_rings_and_never_delays_the_caller() -> None:
