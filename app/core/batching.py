@@ -38,25 +38,32 @@ class Batcher(Generic[T, R]):
         self._lanes = lanes
         self._is_shared = is_shared
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, item: T) -> R:
         """Run the item, together with whoever else is waiting, and give its result."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._running) < self._lanes:
+        if self._busy < self._lanes:
+            self._busy += 1
             task = asyncio.create_task(self._drain())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._tasks.add(task)  # the loop itself keeps only weak references
+            task.add_done_callback(self._tasks.discard)
         return await future
 
     async def _drain(self) -> None:
-        while self._waiting:
-            size = min(len(self._waiting), self._limit)
-            batch = [self._waiting.popleft() for _ in range(size)]
-            batch = [entry for entry in batch if not entry[1].done()]
-            if batch:
-                await self._settle(batch)
+        try:
+            while self._waiting:
+                size = min(len(self._waiting), self._limit)
+                batch = [self._waiting.popleft() for _ in range(size)]
+                batch = [entry for entry in batch if not entry[1].done()]
+                if batch:
+                    await self._settle(batch)
+        finally:
+            # In the same step as finding nothing to do: whoever just got a result and
+            # calls again must not take this lane for a busy one and wait for ever.
+            self._busy -= 1
 
     async def _settle(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:

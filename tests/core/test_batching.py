@@ -160,3 +160,22 @@ async def test_a_caller_who_gives_up_while_running_does_not_disturb_the_others()
 
     assert await calls[1] == 30
     assert await batcher(4) == 40
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_calls_again_at_once_is_not_forgotten(fails: bool) -> None:
+    """The lane that gave the first result has just ended when the second call comes."""
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        if fails and items == [1]:
+            raise ValueError("the first")
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, limit=10)
+
+    async with asyncio.timeout(1):
+        for item in range(1, 6):
+            try:
+                assert await batcher(item) == item
+            except ValueError:
+                assert item == 1
