@@ -20,7 +20,7 @@ from app.api.middleware import Envelope
 from app.core.config import Settings, get_settings
 from app.core.telemetry import configure_logging
 from app.models import schemas
-from app.runtime import open_runtime
+from app.runtime import open_runtime, settle_memory
 
 log = structlog.get_logger("app.main")
 
@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
         async with open_runtime(settings) as runtime:
             app.state.runtime = runtime
+            settle_memory()
             log.info("api.ready", version=__version__)
             yield
         log.info("api.stopped")

@@ -36,7 +36,8 @@ class Claim:
     """The right to look at a job, good until somebody else takes it.
 
     `is_fresh` tells that this claim itself intended the attempt in `state`: nothing was
-    sent yet.  Otherwise a SENT attempt without handle may have been bought.
+    sent yet.  Otherwise a SENT attempt without handle may have been bought.  `began` is this
+    process's monotonic clock before the claim was asked for.
     """
 
     job_id: UUID
@@ -49,6 +50,7 @@ class Claim:
     request_id: str | None
     now: datetime
     is_fresh: bool = False
+    began: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ def read_claim(
     state: JobState,
     token: UUID,
     *,
+    began: float,
     is_fresh: bool,
     attempt_id: UUID | None = None,
     attempt_token: str | None = None,
@@ -200,4 +203,5 @@ def read_claim(
         request_id=row.request_id,
         now=row.now,
         is_fresh=is_fresh,
+        began=began,
     )

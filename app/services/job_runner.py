@@ -7,6 +7,7 @@ settles: one event, one next look.  It never decides; it reports what happened.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,7 +135,13 @@ class JobRunner:
                 raise AssertionError(f"nothing to look at in {claim.state.stage}")
 
     async def _buy(self, claim: Claim) -> _Result:
-        """Send the one request of this attempt."""
+        """Send the one request of this attempt, unless this process was asleep too long.
+
+        Whoever slept through the lease has lost the attempt to others, who may have declared
+        it lost and bought again.
+        """
+        if time.monotonic() - claim.began > LEASE.total_seconds():
+            raise LostClaim("The purchase came too late.")
         left = claim.state.deadline_at - claim.now
         outcome = await self._client.create(
             claim.request, cancel_after=max(left, SHORTEST_CANCEL_AFTER)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -223,10 +224,18 @@ _LOCK = (
 )
 _LOCK_DUE = _LOCK.where(JOBS.c.due_at <= func.now()).with_for_update(skip_locked=True)
 _LOCK_ALL = _LOCK.with_for_update()
+# Rows are locked in the order in which everybody locks them.
+_standing = (
+    select(JOBS.c.id)
+    .where(JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    .where(JOBS.c.claim_token == func.any(bindparam("tokens", type_=ARRAY(Uuid()))))
+    .order_by(JOBS.c.id)
+    .with_for_update()
+    .cte("standing")
+)
 _RENEW = (
     update(JOBS)
-    .where(JOBS.c.claim_token == func.any(bindparam("tokens", type_=ARRAY(Uuid()))))
-    .where(JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    .where(JOBS.c.id == _standing.c.id)
     .values(due_at=func.now() + bindparam("lease", type_=Interval()))
     .returning(JOBS.c.claim_token)
 )
@@ -258,6 +267,7 @@ async def claim(
     here (see `lifecycle.overdue`).  A job missing from the answer is unknown, finished, not
     due, out of budget or in other hands.  Does not commit.
     """
+    began = time.monotonic()
     rows = await _read_locked(conn, _LOCK_DUE, job_ids)
     # When the budget does not reach for all: by priority, then by age (ids are in time order).
     rows = sorted(rows, key=lambda row: (-row.priority, row.id))
@@ -272,10 +282,10 @@ async def claim(
             if row.claim_token is not None:
                 log.warning("job.lease_expired", job_id=str(row.id), stage=state.stage)
             writes.add(row, state, state, due_at=row.now + lease, claim_token=token)
-            claims.append(read_claim(row, state, token, is_fresh=False))
+            claims.append(read_claim(row, state, token, began=began, is_fresh=False))
         elif starts > 0:
             starts -= 1
-            claims.append(_intend(writes, row, state, token, lease, policy))
+            claims.append(_intend(writes, row, state, token, began, lease, policy))
     await writes.flush(conn)
     return claims
 
@@ -285,6 +295,7 @@ def _intend(
     row: Any,
     state: JobState,
     token: UUID,
+    began: float,
     lease: timedelta,
     policy: Policy,
 ) -> Claim:
@@ -299,6 +310,7 @@ def _intend(
         row,
         after,
         token,
+        began=began,
         is_fresh=True,
         attempt_id=attempt_id,
         attempt_token=attempt_token,

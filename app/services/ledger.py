@@ -25,6 +25,7 @@ from app.services.job_records import Claim
 from app.services.job_service import Change, NewJob, Outcome
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
+CLAIM_PATIENCE = timedelta(seconds=5)
 LEASE = timedelta(seconds=15)
 MOST_AT_ONCE = 200  # rows in one transaction
 
@@ -117,7 +118,7 @@ class Ledger:
 
     async def claim(self, job_ids: Sequence[UUID], *, starts: int) -> list[Claim]:
         """Claim what is due among the jobs: see `job_service.claim`."""
-        async with self.transaction() as conn:
+        async with _within(CLAIM_PATIENCE), self.transaction() as conn:
             return await job_service.claim(
                 conn, job_ids, lease=LEASE, starts=starts, policy=self.policy
             )
@@ -142,7 +143,8 @@ class Ledger:
             return await job_service.submit(conn, jobs)
 
     async def _change(self, changes: Sequence[Change]) -> Sequence[Outcome | Exception]:
-        async with self.transaction() as conn:
+        # A silent connection must not hold everybody's lane; changes may be repeated.
+        async with _within(PATIENCE), self.transaction() as conn:
             return await job_service.transition(conn, changes, policy=self.policy)
 
     async def _read(self, job_ids: Sequence[UUID]) -> Sequence[JobRecord | Exception]:

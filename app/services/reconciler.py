@@ -7,6 +7,7 @@ attempt yet, is ours.  Several seekers share one walk through the list.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -18,6 +19,7 @@ from app.services.ledger import Ledger
 
 # The provider's clock and ours may differ by this much (replicate-api notes, recipe step 4).
 SKEW = timedelta(seconds=60)
+WRITING = timedelta(seconds=5)  # from finding a purchase to having adopted it
 
 
 class Reconciler:
@@ -26,6 +28,7 @@ class Reconciler:
     def __init__(self, ledger: Ledger, client: MediaClient) -> None:
         self._ledger = ledger
         self._client = client
+        self._given: dict[str, float] = {}
         self.find: Batcher[Claim, Prediction | None] = Batcher(
             self._find, limit=1000, is_shared=lambda error: True
         )
@@ -51,6 +54,7 @@ class Reconciler:
             match = next((p for p in free if _fits(p, claim.request, earliest)), None)
             if match is not None:
                 free.remove(match)
+                self._given[match.handle] = time.monotonic()
             found.append(match)
         return found
 
@@ -59,7 +63,10 @@ class Reconciler:
             return []
         async with self._ledger.reading() as conn:
             taken = await job_queries.owned(conn, [p.handle for p in candidates])
-        return [p for p in candidates if p.handle not in taken]
+        # Given away by an earlier walk, and perhaps not written down yet.
+        recent = time.monotonic() - WRITING.total_seconds()
+        self._given = {h: at for h, at in self._given.items() if at > recent}
+        return [p for p in candidates if p.handle not in taken | self._given.keys()]
 
 
 def _sent_at(claim: Claim) -> datetime:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -35,7 +35,7 @@ from app.runtime import open_worker
 from app.services.job_records import Claim
 from app.services.job_runner import JobRunner
 from app.services.job_service import Change, Outcome
-from app.services.ledger import Ledger
+from app.services.ledger import LEASE, Ledger
 from app.services.media_client import Throttle, open_media_client
 from app.services.media_store import MediaStore, open_media_store
 from sandbox.config import SandboxConfig
@@ -1021,3 +1021,18 @@ async def test_a_worker_brings_every_job_to_its_end_whatever_happens(
     states = [await jobs.state(job.id) for job in submitted]
     assert {state.status for state in states} == {Status.COMPLETED}
     assert provider.app[BOOK].purchases.total == len(submitted) + aborted
+
+
+async def test_a_worker_that_slept_through_its_claim_buys_nothing(
+    tools: Callable[..., Bench], provider: Sandbox
+) -> None:
+    """Frozen between the claim and the request: others may have bought again meanwhile."""
+    bench = tools(provider)
+    job_id = await bench.submit()
+    claim = await bench.claim(job_id)
+    slept = replace(claim, began=claim.began - LEASE.total_seconds())
+
+    assert await bench.runner.advance(slept) is None
+
+    assert bench.purchases == 0
+    assert (await bench.jobs.state(job_id)).stage is Stage.SUBMITTING
