@@ -46,6 +46,10 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
         "description": "There is no such file.",
         "content": {"application/problem+json": {}},
     },
+    503: {
+        "description": "The store does not answer.",
+        "content": {"application/problem+json": {}},
+    },
     416: {
         "description": "The range starts behind the end of the file.",
         "content": {"application/problem+json": {}},

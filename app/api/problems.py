@@ -51,6 +51,8 @@ _MOST_FIELDS = 20  # told about in one answer
 class BadParameter(errors.InvalidRequest):
     """A path or query parameter is wrong: 400, where a wrong body is 422."""
 
+    code = "invalid_parameter"
+
 
 class InvalidBody(errors.InvalidRequest):
     """The body does not fit its schema; `fields` are (pointer, what is wrong) pairs."""

@@ -17,15 +17,25 @@ _CURRENT = text("SELECT version_num FROM alembic_version")
 
 
 @lru_cache(maxsize=1)
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(Config(str(ROOT / "alembic.ini")))
+
+
 def wanted_revision() -> str | None:
     """Name the newest migration that ships with the code."""
-    scripts = ScriptDirectory.from_config(Config(str(ROOT / "alembic.ini")))
-    return scripts.get_current_head()
+    return _scripts().get_current_head()
 
 
 async def is_current(conn: AsyncConnection) -> bool:
-    """Tell whether all migrations were run."""
+    """Tell whether all migrations that ship with the code were run.
+
+    A revision we do not know is a newer one: in a rolling upgrade the database goes first,
+    and old processes serve on until they are replaced.
+    """
     try:
-        return bool(await conn.scalar(_CURRENT) == wanted_revision())
+        found = await conn.scalar(_CURRENT)
     except ProgrammingError:
         return False  # no such table: nothing was ever migrated
+    if found is None or found == wanted_revision():
+        return found is not None
+    return found not in {script.revision for script in _scripts().walk_revisions()}
