@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
+from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
@@ -29,6 +29,12 @@ from app.services.providers import replicate_errors
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "app"
 NOT_OURS = frozenset((".venv", "node_modules", ".git", ".data", ".pytest_cache"))
+IN_WORDS = frozenset(("required", "unset"))
+REQUIRED: dict[str, Any] = {
+    "database_url": "postgresql://localhost/none",
+    "redis_url": "redis://localhost",
+    "replicate_api_token": "r8_none",
+}
 METHODS = frozenset(("get", "head", "post", "put", "patch", "delete"))
 
 FENCE = re.compile(r"^ *(```|~~~).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
@@ -63,6 +69,33 @@ def missing_as_code(words: Iterable[str], text: str) -> set[str]:
 def missing_variables(names: Iterable[str], text: str) -> set[str]:
     """Name the variables that have no line of their own in an `.env` file."""
     return set(names) - set(re.findall(r"^(\w+)=", text, re.MULTILINE))
+
+
+def wrong_defaults(text: str) -> set[str]:
+    """Name the settings whose row of a table tells another default than the code has."""
+    rows = re.findall(r"^\| *`([A-Z_\d]+)` *\| *([^|]*?) *\|", text, re.MULTILINE)
+    told = {name.lower(): cell.strip("`") for name, cell in rows}
+    given = {name: cell for name, cell in told.items() if cell not in IN_WORDS}
+    loaded = Settings(**REQUIRED | given)
+    wrong = set()
+    for name, cell in told.items():
+        field = Settings.model_fields.get(name)
+        if field is None:
+            continue
+        if cell in IN_WORDS:
+            is_right = cell == default_in_words(field.is_required(), field.default)
+        else:
+            is_right = getattr(loaded, name) == field.default
+        if not is_right:
+            wrong.add(name.upper())
+    return wrong
+
+
+def default_in_words(is_required: bool, default: object) -> str | None:
+    """Say a default that is no value."""
+    if is_required:
+        return "required"
+    return "unset" if default in (None, ()) else None
 
 
 def missing_commands(names: Iterable[str], text: str) -> set[str]:
@@ -275,6 +308,10 @@ def test_every_setting_is_in_the_readme() -> None:
     assert missing_in_tables(setting_names(), read("README.md")) == set()
 
 
+def test_the_readme_tells_the_defaults_of_the_code() -> None:
+    assert wrong_defaults(read("README.md")) == set()
+
+
 def test_every_setting_is_in_env_example() -> None:
     assert missing_variables(setting_names(), read(".env.example")) == set()
 
@@ -345,6 +382,22 @@ def test_a_setting_taken_out_of_the_readme_is_missed() -> None:
 def test_a_setting_that_is_only_in_prose_is_missed() -> None:
     text = "Set `MAX_RETRIES` as you like.\n\n| `DEBUG` | … |\n"
     assert missing_in_tables({"MAX_RETRIES", "DEBUG"}, text) == {"MAX_RETRIES"}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("`MAX_RETRIES` | `3`", "`MAX_RETRIES` | `4`"),
+        ("`DEBUG` | `false`", "`DEBUG` | unset"),
+        ("`STORAGE_PATH` | `./media`", "`STORAGE_PATH` | required"),
+        ("`CORS_ORIGINS` | unset", "`CORS_ORIGINS` | `*`"),
+        ("`REDIS_URL` | required", "`REDIS_URL` | `redis://localhost:6379/0`"),
+    ],
+)
+def test_a_wrong_default_is_found(right: str, wrong: str) -> None:
+    text = read("README.md")
+    assert right in text
+    assert wrong_defaults(text.replace(right, wrong)) == {right.split("`")[1]}
 
 
 def test_a_setting_in_a_comment_of_env_example_is_missed() -> None:

@@ -42,7 +42,7 @@ from app.domain.events import (
     Stored,
 )
 from app.domain.generation import Failure, MediaClient, Phase, Prediction
-from app.domain.lifecycle import Stage
+from app.domain.lifecycle import IllegalEvent, Stage
 from app.services.job_records import Claim, StoredOutput
 from app.services.job_service import Change, Hold, Outcome
 from app.services.ledger import LEASE, Ledger
@@ -293,6 +293,11 @@ class JobRunner:
                 return self._give_way()
             except IntegrityError:
                 return await self._settle_taken(claim)
+            except IllegalEvent:
+                # A mistake of ours, and nothing was changed: the lease ends, and somebody
+                # looks again.
+                log.exception("settle.illegal", event_name=type(result.event).__name__)
+                return self._give_way()
             except (Unavailable, DBAPIError):
                 # Gone, or not willing (the loser of a deadlock): it may be the next time.
                 await asyncio.sleep(pause.total_seconds())

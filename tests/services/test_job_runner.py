@@ -1036,3 +1036,22 @@ async def test_a_worker_that_slept_through_its_claim_buys_nothing(
 
     assert bench.purchases == 0
     assert (await bench.jobs.state(job_id)).stage is Stage.SUBMITTING
+
+
+async def test_a_report_that_cannot_be_true_changes_nothing_and_ends_the_look(
+    tools: Callable[..., Bench], provider: Sandbox
+) -> None:
+    """The job was finished by nobody's mistake but ours: say `Started` of a stored picture."""
+    bench = tools(provider)
+    job_id = await bench.submit()
+    claim = await bench.claim(job_id)
+    async with bench.jobs.engine.begin() as conn:
+        await conn.execute(
+            text("UPDATE jobs SET stage = 'storing' WHERE id = :id"), {"id": job_id}
+        )
+
+    with structlog.testing.capture_logs() as logs:
+        assert await bench.runner.advance(claim) is None
+
+    assert "settle.illegal" in [log["event"] for log in logs]
+    assert (await bench.jobs.row(job_id)).stage == "storing"
