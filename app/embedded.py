@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +42,7 @@ class EmbeddedServerError(ProcessError):
     """A server cannot be started; the message is one line and names the remedy."""
 
 
-class _Server:
+class _Server(ABC):
     """What both servers have in common: one process, one data directory, one port."""
 
     title: ClassVar[str]
@@ -168,17 +169,21 @@ class _Server:
 
     # -- what differs ------------------------------------------------------------------------
 
+    @abstractmethod
     def _end_leftover(self) -> None:
-        raise NotImplementedError
+        """Stop what a killed run left behind on the data directory."""
 
+    @abstractmethod
     def _prepare(self) -> None:
-        raise NotImplementedError
+        """Make the data directory fit for a start."""
 
+    @abstractmethod
     def _start_process(self, port: int) -> subprocess.Popen[bytes]:
-        raise NotImplementedError
+        """Start the server on the port."""
 
+    @abstractmethod
     def _answers(self, pid: int, port: int) -> bool:
-        raise NotImplementedError
+        """Tell whether the server answers on the port."""
 
     # -- shared parts ------------------------------------------------------------------------
 

@@ -117,14 +117,14 @@ async def generate(request: Request) -> Response:
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
         request_id=request.scope.get("request_id"),
-        warnings=prepared.warnings + _not_yet(wanted),
+        warnings=prepared.warnings + _not_yet(wanted.webhook_url),
     )
     return await _accept(runtime, job)
 
 
-def _not_yet(wanted: schemas.GenerateRequest) -> tuple[str, ...]:
+def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
     """Say what is taken down and not acted upon."""
-    if wanted.webhook_url is None:
+    if webhook_url is None:
         return ()
     return ("webhook_url is kept but not called yet: read the job's status instead.",)
 
@@ -316,6 +316,7 @@ async def retry(request: Request, job_id: str) -> Response:
         webhook_url=old.webhook_url,
         request_id=request.scope.get("request_id"),
         retry_of=old.id,
+        warnings=_not_yet(old.webhook_url),
     )
     return await _accept(runtime, job)
 

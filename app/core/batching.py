@@ -72,9 +72,7 @@ class Batcher(Generic[T, R]):
             for _, future in batch:
                 future.cancel()
             raise
-        except (
-            Exception
-        ) as error:  # noqa: BLE001 - handed to whoever waits, not swallowed
+        except Exception as error:  # handed to whoever waits, not swallowed
             if len(batch) > 1 and not self._is_shared(error):
                 for entry in batch:
                     await self._settle([entry])

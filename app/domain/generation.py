@@ -149,7 +149,9 @@ class ModelDescription:
     def properties(self) -> Mapping[str, Mapping[str, JSON]]:
         """Name the inputs the model has, with the schema of each."""
         found = self.input_schema.get("properties")
-        return found if isinstance(found, dict) else {}  # type: ignore[return-value]
+        if not isinstance(found, dict):
+            return {}
+        return {name: one for name, one in found.items() if isinstance(one, dict)}
 
 
 class MediaClient(Protocol):

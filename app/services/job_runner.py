@@ -210,7 +210,9 @@ class JobRunner:
             await self._ledger.change(made)
             return await fetching
         finally:
+            # Whatever became of it is known by now, or nobody wants it any more.
             fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
 
     async def _store_late(self, claim: Claim) -> _Result:
         """Fetch what an earlier look could not."""
@@ -344,7 +346,7 @@ class JobRunner:
         change = Change(claim.job_id, event, Hold.RELEASE, claim.token)
         try:
             return (await self._ledger.change(change)).next_look
-        except (LostClaim, Unavailable, DBAPIError):
+        except (LostClaim, IllegalEvent, Unavailable, DBAPIError):
             return self._give_way()
 
     def _measure(self, outcome: Outcome) -> None:
