@@ -213,6 +213,13 @@ class Settings(DatabaseSettings):
         return self.storage_url or self.storage_path.resolve().as_uri()
 
     @property
+    def callback_base_url(self) -> str | None:
+        """Where the provider reaches our JSON API, prefix included; None when it cannot."""
+        if self.public_base_url is None:
+            return None
+        return self.public_base_url + self.api_v1_prefix
+
+    @property
     def job_deadline(self) -> timedelta:
         """How long a job may take from submission to a finished prediction."""
         return timedelta(seconds=self.job_deadline_seconds)
