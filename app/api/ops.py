@@ -57,7 +57,17 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "counter",
         "Purchases nobody knew the outcome of at first.",
     ),
-    "mgs_orphans_adopted": ("counter", "Purchases found in the provider's list."),
+    "mgs_orphans_adopted": (
+        "counter",
+        "Purchases of unknown fate that were found, by what told of them.",
+    ),
+    "mgs_late_survivors": ("counter", "Purchases found after they were given up."),
+    "mgs_unwanted_cancelled": (
+        "counter",
+        "Predictions nobody wanted that were cancelled at the provider.",
+    ),
+    "mgs_swept_pages": ("counter", "Pages of the provider's list that were read."),
+    "mgs_swept_news": ("counter", "Predictions the list showed to be over."),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
     "mgs_http_requests": ("counter", "Requests answered."),
     "mgs_http_request_seconds": ("histogram", "Time to answer."),

@@ -788,7 +788,7 @@ async def test_a_cancel_racing_with_the_end_has_one_winner(bench: Bench) -> None
 
 
 async def test_a_lost_claim_changes_nothing(bench: Bench) -> None:
-    bench.spoil(fault("create.slow_after", 1, seconds=0.3))
+    bench.spoil(fault("create.slow_after", 1, seconds=1.5))
     job_id = await bench.submit()
     slow = await bench.claim(job_id)
     sleeper = asyncio.create_task(bench.runner.advance(slow))
