@@ -43,6 +43,7 @@ from app.domain.events import (
 )
 from app.domain.generation import Failure, MediaClient, Phase, Prediction
 from app.domain.lifecycle import IllegalEvent, Stage
+from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
 from app.services.job_service import Change, Hold, Outcome
 from app.services.ledger import LEASE, Ledger
@@ -78,6 +79,7 @@ class JobRunner:
         counters: SharedCounters,
         max_output_bytes: int,
         price_of: Callable[[str], Decimal | None],
+        callback_base_url: str | None = None,
     ) -> None:
         self._ledger = ledger
         self._client = client
@@ -85,6 +87,7 @@ class JobRunner:
         self._counters = counters
         self._max_output_bytes = max_output_bytes
         self._price_of = price_of
+        self._callback_base_url = callback_base_url
         self._reconciler = Reconciler(ledger, client)
         self._downloads = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
 
@@ -143,8 +146,16 @@ class JobRunner:
         if time.monotonic() - claim.began > LEASE.total_seconds():
             raise LostClaim("The purchase came too late.")
         left = claim.state.deadline_at - claim.now
+        webhook = None
+        if self._callback_base_url is not None:
+            assert claim.attempt_id is not None and claim.attempt_token is not None
+            webhook = callback_url(
+                self._callback_base_url, claim.attempt_id, claim.attempt_token
+            )
         outcome = await self._client.create(
-            claim.request, cancel_after=max(left, SHORTEST_CANCEL_AFTER)
+            claim.request,
+            cancel_after=max(left, SHORTEST_CANCEL_AFTER),
+            webhook=webhook,
         )
         match outcome:
             case generation.Started(prediction):

@@ -39,12 +39,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.core.database import arrays, unnest
 from app.domain import journal
 from app.domain.errors import Conflict, LostClaim, NotFound
-from app.domain.events import CancelRequested, Event, Intended
+from app.domain.events import CancelRequested, Event, Intended, Started
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.lifecycle import JobState, Stage, Status, decide, overdue
 from app.domain.policy import Policy
 from app.services.job_records import (
     ASSETS,
+    ATTEMPTS,
     EVENTS,
     JOBS,
     SELECT_STATE,
@@ -106,6 +107,16 @@ class Outcome:
     before: JobState
     after: JobState
     next_look: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """News about an attempt, from whoever speaks for the provider."""
+
+    attempt_id: UUID
+    token: str  # must be the attempt's own, else NotFound
+    handle: str  # the provider's id of the prediction
+    is_over: bool  # the provider is done with it
 
 
 # ------------------------------------------------------------------------------ submit
@@ -387,6 +398,46 @@ async def transition(
 
 def _ahead(state: JobState, now: datetime) -> timedelta | None:
     return None if state.due_at is None else max(state.due_at - now, timedelta(0))
+
+
+# ------------------------------------------------------------------------------- hints
+
+_HINTED = select(ATTEMPTS.c.job_id, ATTEMPTS.c.token).where(
+    ATTEMPTS.c.id == bindparam("id")
+)
+_OWNER = select(ATTEMPTS.c.id).where(ATTEMPTS.c.handle == bindparam("handle"))
+
+
+async def take_hint(
+    conn: AsyncConnection, hint: Hint, *, policy: Policy
+) -> UUID | None:
+    """Adopt the handle where it is missing, and make the job due; name a job to ring for.
+
+    None when nothing changed.  Raise `NotFound` for an unknown pair.  Does not commit.
+    """
+    found = (await conn.execute(_HINTED, {"id": hint.attempt_id})).one_or_none()
+    if found is None or not secrets.compare_digest(
+        found.token.encode(), hint.token.encode()
+    ):
+        raise NotFound("There is no such attempt.")
+    (row,) = await _read_locked(conn, _LOCK_ALL, [found.job_id])
+    state = read_state(row)
+    if state.is_terminal or state.is_claimed or row.attempt_id != hint.attempt_id:
+        return None
+    if row.attempt_handle is None:
+        owner = await conn.scalar(_OWNER, {"handle": hint.handle})
+        is_wanted = state.stage in (Stage.SUBMITTING, Stage.RECONCILING)
+        if owner is not None or not is_wanted:
+            return None
+        adopted = Change(row.id, Started(hint.handle, is_adopted=True))
+        await transition(conn, [adopted], policy=policy)
+    elif row.attempt_handle != hint.handle or state.due_at <= row.now:
+        return None
+    await conn.execute(
+        update(JOBS).where(JOBS.c.id == row.id).values(due_at=func.now())
+    )
+    job_id: UUID = row.id
+    return job_id
 
 
 # ---------------------------------------------------------------------- cancel, delete

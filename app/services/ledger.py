@@ -22,7 +22,7 @@ from app.domain.policy import Policy
 from app.services import file_locks, job_queries, job_service
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
-from app.services.job_service import Change, NewJob, Outcome
+from app.services.job_service import Change, Hint, NewJob, Outcome
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
 CLAIM_PATIENCE = timedelta(seconds=5)
@@ -88,6 +88,14 @@ class Ledger:
         """Read the job, together with whoever else reads now; raise `NotFound`."""
         async with _within(PATIENCE):
             return await self._reads(job_id)
+
+    async def hint(self, hint: Hint) -> UUID | None:
+        """Take news of an attempt; name a job to ring for, None when nothing changed.
+
+        Raise `NotFound` for an unknown pair of attempt and token.
+        """
+        async with _within(PATIENCE), self.transaction() as conn:
+            return await job_service.take_hint(conn, hint, policy=self.policy)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
