@@ -25,6 +25,7 @@ from app.core.database import open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
 from app.core.queue import Bell, publisher_app
+from app.core.recall import Recall
 from app.domain.generation import MediaClient
 from app.domain.policy import Policy, RetryPolicy
 from app.services.catalogue import Catalogue, load_bundled_models
@@ -35,6 +36,8 @@ from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_media_client
 from app.services.media_store import MediaStore, open_media_store
 from app.services.watcher import LEADERSHIP_KEY, Watcher
+from app.services.webhook_inbox import MEMORY, WebhookInbox
+from app.services.webhook_signatures import SignatureCheck, SigningSecret
 
 log = structlog.get_logger("app.runtime")
 
@@ -60,6 +63,7 @@ class Runtime:
     counters: SharedCounters
     throttle: Throttle
     health: HealthChecks
+    inbox: WebhookInbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,11 @@ async def open_runtime(
         bell.start()
         stack.callback(bell.stop)
         ledger = Ledger(database, policy_of(settings))
+        given = settings.replicate_webhook_secret
+        secret = SigningSecret(
+            given.get_secret_value() if given else None, client.webhook_secret
+        )
+        stack.push_async_callback(secret.aclose)
         yield Runtime(
             settings=settings,
             database=database,
@@ -168,6 +177,11 @@ async def open_runtime(
                 redis=redis,
                 store=store,
                 client=client,
+            ),
+            inbox=WebhookInbox(
+                ledger=ledger,
+                signatures=SignatureCheck(secret),
+                seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
         )
 
@@ -200,6 +214,7 @@ async def open_worker(
             counters=base.counters,
             max_output_bytes=settings.max_output_bytes,
             price_of=lambda model: prices.get(model.partition(":")[0]),
+            callback_base_url=settings.callback_base_url,
         )
         engine = Engine(
             ledger=base.ledger,

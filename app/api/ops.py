@@ -58,6 +58,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "Purchases nobody knew the outcome of at first.",
     ),
     "mgs_orphans_adopted": ("counter", "Purchases found in the provider's list."),
+    "mgs_provider_webhooks": ("counter", "Webhooks of the provider, by what became."),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
     "mgs_http_requests": ("counter", "Requests answered."),
     "mgs_http_request_seconds": ("histogram", "Time to answer."),
