@@ -25,6 +25,7 @@ from app.core.database import open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
 from app.core.queue import Bell, publisher_app
+from app.core.recall import Recall
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
 from app.domain.policy import Policy, RetryPolicy
@@ -35,6 +36,8 @@ from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_media_client
 from app.services.media_store import MediaStore, open_media_store
+from app.services.webhook_inbox import MEMORY, WebhookInbox
+from app.services.webhook_signatures import SignatureCheck, SigningSecret
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
@@ -64,6 +67,7 @@ class Runtime:
     counters: SharedCounters
     throttle: Throttle
     health: HealthChecks
+    inbox: WebhookInbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,11 @@ async def open_runtime(
         bell.start()
         stack.callback(bell.stop)
         ledger = Ledger(database, policy_of(settings))
+        given = settings.replicate_webhook_secret
+        secret = SigningSecret(
+            given.get_secret_value() if given else None, client.webhook_secret
+        )
+        stack.push_async_callback(secret.aclose)
         yield Runtime(
             settings=settings,
             database=database,
@@ -172,6 +181,11 @@ async def open_runtime(
                 redis=redis,
                 store=store,
                 client=client,
+            ),
+            inbox=WebhookInbox(
+                ledger=ledger,
+                signatures=SignatureCheck(secret),
+                seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
         )
 

@@ -68,6 +68,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     ),
     "mgs_swept_pages": ("counter", "Pages of the provider's list that were read."),
     "mgs_swept_news": ("counter", "Predictions the list showed to be over."),
+    "mgs_provider_webhooks": ("counter", "Webhooks of the provider, by what became."),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
     "mgs_http_requests": ("counter", "Requests answered."),
     "mgs_http_request_seconds": ("histogram", "Time to answer."),

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Row,
     Text,
     Uuid,
+    and_,
     bindparam,
     case,
     func,
@@ -74,11 +75,14 @@ _TOLD_OF = select(
     ATTEMPTS.c.fingerprint,
 ).where(ATTEMPTS.c.id == func.any(_IDS))
 
+_is_asleep = and_(JOBS.c.claim_token.is_(None), JOBS.c.due_at > func.now())
 # Rows are locked in the order in which everybody locks them.
 _generating = (
     select(JOBS.c.id)
     .where(JOBS.c.id == func.any(_IDS))
     .where(JOBS.c.stage == Stage.GENERATING.value)
+    # Nothing is written for what is known already.
+    .where(or_(JOBS.c.has_news.is_(False), _is_asleep))
     .order_by(JOBS.c.id)
     .with_for_update()
     .cte("generating")
@@ -97,7 +101,7 @@ _asleep = (
     .where(ATTEMPTS.c.handle == func.any(_HANDLES))
     .where(ATTEMPTS.c.state == literal_column("'running'"))
     .where(JOBS.c.stage == Stage.GENERATING.value)
-    .where(JOBS.c.claim_token.is_(None), JOBS.c.due_at > func.now())
+    .where(_is_asleep)
     .order_by(JOBS.c.id)
     .with_for_update(of=JOBS)
     .cte("asleep")
@@ -110,8 +114,7 @@ _WAKE_SLEEPERS = (
 )
 _next = (
     select(JOBS.c.id)
-    .where(JOBS.c.stage == Stage.GENERATING.value, JOBS.c.claim_token.is_(None))
-    .where(JOBS.c.due_at > func.now())
+    .where(JOBS.c.stage == Stage.GENERATING.value, _is_asleep)
     .order_by(JOBS.c.due_at)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)

@@ -17,7 +17,7 @@ import structlog
 from app.core.counters import SharedCounters
 from app.core.queue import Bell
 from app.domain.durations import Durations
-from app.domain.errors import Unavailable
+from app.domain.errors import ProviderThrottled, Unavailable
 from app.domain.generation import MediaClient, Prediction
 from app.services import job_queries, news
 from app.services.engine import Engine
@@ -86,6 +86,9 @@ class ListSweep:
             return min(max(early, ROUND), LONGEST_REST)
         try:
             walk = await self._walk(running, now)
+        except ProviderThrottled as error:
+            # No budget for a page is none for single looks either.
+            return max(error.retry_after or self._round, self._round)
         except Unavailable as error:
             return await self._do_without(running, error)
         self._failures = 0

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from app.core.counters import SharedCounters
 from app.domain.durations import Durations
-from app.domain.errors import ProviderUnavailable
+from app.domain.errors import ProviderThrottled, ProviderUnavailable
 from app.domain.events import Started
 from app.domain.generation import Phase, Prediction
 from app.domain.policy import Policy
@@ -234,6 +234,15 @@ async def test_however_long_a_model_takes_the_sweep_looks_up_now_and_then(
     await bench.running(1)
 
     assert await bench.sweep().perform() == LONGEST_REST
+
+
+async def test_when_throttled_nobody_is_looked_at_instead(bench: Bench) -> None:
+    await bench.running(3)
+    pause = timedelta(seconds=7)
+    bench.listing.error = ProviderThrottled("slow down", retry_after=pause)
+
+    assert await bench.sweep().perform() == pause
+    assert bench.desk.offered == []
 
 
 async def test_without_the_list_jobs_are_looked_at_in_turn(bench: Bench) -> None:
