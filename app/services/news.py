@@ -8,7 +8,7 @@ committing; safe to repeat, in any order.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -165,7 +165,7 @@ async def hear(
     and will be cancelled.  Does not commit.
     """
     rows = {row.id: row for row in await _told_of(conn, hints)}
-    owned = await job_queries.owned(conn, [hint.handle for hint in hints])
+    owned = await _owned(conn, hints, rows)
     rivals = await _rivals(conn, hints, rows)
     answers: list[Told | Exception] = []
     unknown: list[tuple[int, Hint, Row[Any]]] = []
@@ -201,8 +201,20 @@ async def _told_of(conn: AsyncConnection, hints: Sequence[Hint]) -> Sequence[Any
     return (await conn.execute(_TOLD_OF, {"ids": ids})).all()
 
 
+async def _owned(
+    conn: AsyncConnection, hints: Sequence[Hint], rows: Mapping[UUID, Row[Any]]
+) -> set[str]:
+    """Tell which handles have an owner, as far as an attempt might become one."""
+    unclear = [
+        hint.handle
+        for hint in hints
+        if hint.attempt_id in rows and rows[hint.attempt_id].handle is None
+    ]
+    return await job_queries.owned(conn, unclear) if unclear else set()
+
+
 async def _rivals(
-    conn: AsyncConnection, hints: Sequence[Hint], rows: dict[UUID, Row[Any]]
+    conn: AsyncConnection, hints: Sequence[Hint], rows: Mapping[UUID, Row[Any]]
 ) -> set[str]:
     """Name the inputs that somebody may be buying right now.
 
