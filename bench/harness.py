@@ -303,6 +303,10 @@ class Service:
         self.start_api()
         self.start_worker()
 
+    def stop_worker(self) -> None:
+        """End the worker in order."""
+        self._machine.stop("worker" + self._name)
+
     def ask_provider(self, path: str, *, data: bytes | None = None) -> Any:
         """Call one of the provider's control routes; with data it is a POST."""
         answer = self._answers(self.provider_port, path, data)

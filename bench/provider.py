@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -186,7 +187,11 @@ class Courier:
         """Send an event about the prediction as it is now, if it was asked for."""
         if prediction.webhook is None or event not in prediction.events:
             return
-        shown = self._book.shown(prediction, time.time())
+        # A timer may be early by the wall clock.
+        now = time.time()
+        if event == "completed" and prediction.ends_at is not None:
+            now = max(now, prediction.ends_at)
+        shown = self._book.shown(prediction, now)
         tries = len(RETRY_SHARES) if event == "completed" else 0
         task = asyncio.create_task(
             self._deliver(prediction.webhook, orjson.dumps(shown), tries)
@@ -261,7 +266,8 @@ class Routes:
         line = f"{asked.method} {asked.path}"
         for pattern, handler in self._table:
             if (match := pattern.match(line)) is not None:
-                self.counts[handler.__name__.strip("_")] += 1
+                if not asked.path.startswith("/control"):
+                    self.counts[handler.__name__.strip("_")] += 1
                 return handler(asked, *match.groups())
         return NOT_FOUND
 
@@ -271,14 +277,25 @@ class Routes:
         loop = asyncio.get_running_loop()
         loop.call_soon(self._courier.send, prediction, "start")
         self._courier.watch(prediction)
-        if not asked.prefer.startswith("wait"):
-            early = self._book.shown(prediction, prediction.created_at - 1)
-            return Answer(201, orjson.dumps(early | {"status": "starting"}))
-        left = LONGEST_WAIT
+        left = LONGEST_WAIT + 1
         if prediction.ends_at is not None:
-            left = min(left, prediction.ends_at - time.time())
-        late = lambda: orjson.dumps(self._book.shown(prediction, time.time()))  # noqa: E731
-        return Answer(201, b"", after=max(left, 0.0), late=late)
+            left = prediction.ends_at - prediction.created_at
+        if not asked.prefer.startswith("wait"):
+            return Answer(201, self._early(prediction))
+        if left > LONGEST_WAIT:
+            late = partial(self._early, prediction)
+            return Answer(202, b"", after=LONGEST_WAIT, late=late)
+        return Answer(201, b"", after=left, late=partial(self._final, prediction))
+
+    def _early(self, prediction: Prediction) -> bytes:
+        """Write a prediction down that nobody has seen running yet."""
+        shown = self._book.shown(prediction, prediction.created_at - 1)
+        return orjson.dumps(shown | {"status": "starting", "started_at": None})
+
+    def _final(self, prediction: Prediction) -> bytes:
+        """Write a prediction down as it is at its end."""
+        now = max(time.time(), prediction.ends_at or 0.0)
+        return orjson.dumps(self._book.shown(prediction, now))
 
     def _get(self, asked: Asked, key: str) -> Answer:
         prediction = self._book.find(key)
@@ -381,11 +398,13 @@ async def serve(options: argparse.Namespace, album: Album) -> None:
     await courier.close()
 
 
-def add_picture_options(parser: argparse.ArgumentParser, side: int = 1024) -> None:
+def add_picture_options(
+    parser: argparse.ArgumentParser, *, side: int = 1024, kilobytes: int = 100
+) -> None:
     """Add what pictures the provider makes; `picture_options` hands it on."""
     parser.add_argument("--format", choices=KINDS, default="jpeg")
     parser.add_argument("--side", type=int, default=side, help="pixels")
-    parser.add_argument("--kilobytes", type=int, default=100, help="but for PNG")
+    parser.add_argument("--kilobytes", type=int, default=kilobytes, help="but for PNG")
 
 
 def picture_options(options: argparse.Namespace) -> list[str]:
