@@ -22,7 +22,8 @@ import psycopg
 import uvloop
 
 from app.api.deps import write_cursor
-from bench.harness import Machine, Service, percentile, print_load, print_table
+from bench.figures import percentile, print_load, print_table
+from bench.harness import Machine, Service
 from bench.http_load import get, load
 
 # Shares in the hundred of a job's fate, by its number; the youngest hundredth is under way.

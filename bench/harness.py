@@ -1,4 +1,4 @@
-"""What every benchmark needs: real servers, our processes, samples of their use, a table.
+"""What every benchmark needs: real servers, our processes, and waiting for them.
 
 A `Machine` has a PostgreSQL (fsync on) and a Valkey from wheels; a `Service` on it is one
 deployment with a database of its own, its provider, API and worker.  All of it ends with the
@@ -14,18 +14,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 import orjson
-import psutil
 import psycopg
 
 from app import processes
@@ -36,104 +33,6 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLIMITED = "60000000"  # a minute
-MEBIBYTE = 1024 * 1024
-
-
-# ------------------------------------------------------------------------------- figures
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Give the value that this share of the ordered values does not exceed; NaN for none."""
-    if not ordered:
-        return float("nan")
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a small table: the first column is words, the others are figures."""
-    lines = [head, *([_written(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    for line in lines:
-        first = line[0].ljust(widths[0])
-        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
-        print("  ".join((first, *rest)).rstrip())
-
-
-def _written(cell: object) -> str:
-    if not isinstance(cell, float):
-        return str(cell)
-    digits = 0 if abs(cell) >= 1000 else 1 if abs(cell) >= 10 else 2
-    return f"{cell:,.{digits}f}"
-
-
-def print_load() -> None:
-    """Say how busy the machine was: figures of a busy one are not to be believed."""
-    load, _, _ = os.getloadavg()
-    print(f"{os.cpu_count()} cores, load average {load:.1f} at the end")
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a process and its descendants use; memory in MiB, CPU in seconds since it began.
-
-    `pss` counts memory that processes share once, `rss` once for each.
-    """
-
-    cpu: float
-    rss: float
-    pss: float
-
-
-def usage(pid: int) -> Usage:
-    """Look at a process and its descendants, those that ended included in `cpu`."""
-    main = psutil.Process(pid)
-    cpu = rss = pss = 0.0
-    for one in (main, *main.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times, memory = one.cpu_times(), one.memory_full_info()
-            cpu += times.user + times.system
-            cpu += times.children_user + times.children_system
-            rss += memory.rss / MEBIBYTE
-            pss += getattr(memory, "pss", memory.rss) / MEBIBYTE
-    return Usage(cpu, rss, pss)
-
-
-class Sampler:
-    """Looks at processes every second while it is entered, and remembers the peaks."""
-
-    def __init__(self, pids: Mapping[str, int], *, every: float = 1.0) -> None:
-        self._pids = dict(pids)
-        self._every = every
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sampler")
-        self.peaks = {name: usage(pid) for name, pid in self._pids.items()}
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(self._every):
-            for name, pid in self._pids.items():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    now, peak = usage(pid), self.peaks[name]
-                    self.peaks[name] = Usage(
-                        max(now.cpu, peak.cpu),
-                        max(now.rss, peak.rss),
-                        max(now.pss, peak.pss),
-                    )
-
-
-# --------------------------------------------------------------------------------- parts
 
 
 class Machine:
@@ -233,7 +132,12 @@ class Service:
     """One deployment on a machine; its parts are started one by one."""
 
     def __init__(
-        self, machine: Machine, name: str = "", *, callbacks: bool = False, **settings: str
+        self,
+        machine: Machine,
+        name: str = "",
+        *,
+        callbacks: bool = False,
+        **settings: str,
     ) -> None:
         """Make the database.  `callbacks`: the provider can reach the API."""
         self._machine = machine

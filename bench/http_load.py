@@ -13,7 +13,7 @@ from typing import cast
 
 import orjson
 
-from bench.harness import percentile
+from bench.figures import percentile
 
 RequestMaker = Callable[[int], bytes]
 GENERATE = "/api/v1/generate"

@@ -15,7 +15,8 @@ import time
 
 import uvloop
 
-from bench.harness import Machine, Sampler, Service, print_load, print_table, usage
+from bench.figures import Sampler, print_load, print_table, usage
+from bench.harness import Machine, Service
 from bench.http_load import submit_jobs
 from bench.provider import add_picture_options, picture_options
 
@@ -87,7 +88,9 @@ def main() -> None:
         f" after {started:.1f} s ({options.jobs / started:.0f}/s), ended over"
         f" {options.over:g} s, drained in {drained:.1f} s ({options.jobs / drained:.0f}/s)"
     )
-    print(f"requests to the provider: {stats['requests']}; webhooks: {stats['webhooks']}")
+    print(
+        f"requests to the provider: {stats['requests']}; webhooks: {stats['webhooks']}"
+    )
     print_load()
 
 

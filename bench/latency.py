@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from bench.harness import Machine, Service, percentile, print_load, print_table
+from bench.figures import percentile, print_load, print_table
+from bench.harness import Machine, Service
 from bench.http_load import submit_jobs
 from bench.provider import add_picture_options, picture_options
 

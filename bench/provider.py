@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import urlencode
 
 import aiohttp
 import orjson
@@ -104,7 +104,9 @@ class Book:
     def ends(self) -> dict[str, float]:
         """Tell when predictions ended."""
         now = time.time()
-        return {p.id: p.ends_at for p in self._ordered if p.ends_at and p.ends_at <= now}
+        return {
+            p.id: p.ends_at for p in self._ordered if p.ends_at and p.ends_at <= now
+        }
 
     def page(self, since: float | None, before: int | None) -> list[Prediction]:
         """Give up to `PAGE` predictions from a moment on, newest first, below a number."""
@@ -217,7 +219,9 @@ class Courier:
                 "webhook-signature": sign(SECRET, message, now, body),
             }
             try:
-                async with self._session.post(url, data=body, headers=headers) as answer:
+                async with self._session.post(
+                    url, data=body, headers=headers
+                ) as answer:
                     if answer.status < 300:
                         self.outcomes["delivered"] += 1
                         return

@@ -19,7 +19,8 @@ import time
 import psycopg
 import uvloop
 
-from bench.harness import Machine, Service, print_load, print_table, usage
+from bench.figures import print_load, print_table, usage
+from bench.harness import Machine, Service
 from bench.http_load import submit_jobs
 from bench.provider import add_picture_options, picture_options
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -30,7 +31,9 @@ app.conf.task_ignore_result = True
 def generate(job_id: int) -> None:
     """Make the picture of a job."""
     client = Client(
-        api_token="r8_bench", base_url=os.environ["TUTORIAL_PROVIDER"], timeout=90
+        api_token="r8_bench",
+        base_url=os.environ["TUTORIAL_PROVIDER"],
+        timeout=httpx.Timeout(90),
     )
     with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
         row = connection.execute(
@@ -39,7 +42,7 @@ def generate(job_id: int) -> None:
             [job_id],
         ).fetchone()
         assert row is not None
-        output = client.run(MODEL, input={"prompt": row[0]})
+        output: Any = client.run(MODEL, input={"prompt": row[0]})
         path = Path(os.environ["STORAGE_PATH"], f"{job_id}.jpg")
         path.write_bytes(httpx.get(str(output[0])).raise_for_status().content)
         connection.execute(
