@@ -160,7 +160,7 @@ def test_generate_sends_what_was_asked_for_and_no_more(
 
 
 def test_following_asks_for_news_only(api: Stub, tmp_path: Path) -> None:
-    api.on(GENERATE, (202, a_job()))
+    api.on(GENERATE, (202, a_job(status="processing", stage="generating")))
     api.on(STATUS, (304, b""), a_completed_job())
     api.on(MEDIA, PICTURE)
 
