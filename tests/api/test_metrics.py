@@ -19,6 +19,7 @@ EMPTY_WHEN_ALL_IS_WELL = {
     "mgs_unknown_outcomes",
     "mgs_orphans_adopted",
     "mgs_claims_lost",
+    "mgs_provider_breaker_opened",
 }
 
 
