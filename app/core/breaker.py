@@ -124,17 +124,17 @@ class CircuitBreaker:
         """Say that `n` of those last allowed did not act."""
         if n > 0 and self._has_probe:
             self._has_probe = False
-            await self._change(_undecided(rules.recall_probe))
+            await self._change(_noted(rules.recall_probe))
 
     async def report_success(self, turn: datetime) -> None:
         """Tell that an action did what it should.  Costs nothing while all is well."""
         if not self._is_settled(turn):
-            await self._change(_undecided(partial(rules.success, turn=turn)))
+            await self._change(_noted(partial(rules.success, turn=turn)))
 
     async def report_answer(self, turn: datetime) -> None:
         """Tell that an action was answered, if not as hoped: nobody is away."""
         if not self._is_settled(turn):
-            await self._change(_undecided(partial(rules.answer, turn=turn)))
+            await self._change(_noted(partial(rules.answer, turn=turn)))
 
     async def report_trouble(
         self, turn: datetime, reason: str, *, is_fatal: bool = False
@@ -148,7 +148,7 @@ class CircuitBreaker:
         if self._is_old():
             async with self._glancing:
                 if self._is_old():  # nobody asked meanwhile
-                    await self._change(_undecided(lambda known: known))
+                    await self._change(_noted(lambda known: known))
         known, now = self._known, self._now()
         condition = known.condition(now)
         if condition is Condition.CLOSED:
@@ -258,8 +258,8 @@ class GuardedBucket:
         await self._breaker.give_back(n)
 
 
-def _undecided(change: Callable[[Circuit], Circuit]) -> Decision:
-    """Make a decision of a change that lets nobody through and needs no clock."""
+def _noted(change: Callable[[Circuit], Circuit]) -> Decision:
+    """Make a decision of what is noted without a clock and lets nobody through."""
     return lambda known, now: (change(known), Grant(0, _NO_TIME))
 
 
