@@ -20,6 +20,7 @@ from app.core.breaker import CircuitBreaker, GuardedBucket
 from app.core.circuit import Condition, Rhythm
 from app.core.config import Settings
 from app.core.counters import SharedCounters
+from app.domain.durations import Durations
 from app.domain.generation import GenerationRequest
 from app.domain.lifecycle import JobState, Stage, Status
 from app.domain.policy import Policy, RetryPolicy
@@ -28,6 +29,7 @@ from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_media_client
 from app.services.media_store import open_media_store
+from app.services.reconciler import Reconciler
 from sandbox.config import SandboxConfig
 from sandbox.create import BOOK, FAULTS
 from sandbox.runner import Sandbox
@@ -43,6 +45,8 @@ POLICY = Policy(
     retry=RetryPolicy(max_retries=30, base=1.0, cap=50 * MILLISECOND),
     reconcile_at=(50 * MILLISECOND, 200 * MILLISECOND),
     shortest_look=20 * MILLISECOND,
+    straggler_look=20 * MILLISECOND,
+    unknown_usual=MILLISECOND,
     account_pause=200 * MILLISECOND,
 )
 SHORT = Rhythm(
@@ -176,6 +180,8 @@ async def make(
                 breaker=breaker,
                 max_output_bytes=1_000_000,
                 price_of=lambda model: None,
+                reconciler=Reconciler(ledger, client),
+                durations=Durations(),
             )
             engine = Engine(
                 ledger=ledger,
