@@ -19,6 +19,7 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.core.breaker import CircuitBreaker, GuardedBucket
 from app.core.config import Settings
 from app.core.counters import SharedCounters
 from app.core.database import open_engine
@@ -34,7 +35,7 @@ from app.services.engine import Engine
 from app.services.health import HealthChecks
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
-from app.services.media_client import Throttle, open_media_client
+from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_store import MediaStore, open_media_store
 from app.services.webhook_inbox import MEMORY, WebhookInbox
 from app.services.webhook_signatures import SignatureCheck, SigningSecret
@@ -66,6 +67,7 @@ class Runtime:
     store: MediaStore
     counters: SharedCounters
     throttle: Throttle
+    breaker: CircuitBreaker
     health: HealthChecks
     inbox: WebhookInbox
 
@@ -147,6 +149,7 @@ async def open_runtime(
             creates_per_minute=settings.provider_creates_per_minute,
             requests_per_minute=settings.provider_requests_per_minute,
         )
+        breaker = open_breaker(redis, partial(_count_opening, counters))
         client = open_media_client(
             settings, throttle, on_request=partial(_count_request, counters)
         )
@@ -175,12 +178,14 @@ async def open_runtime(
             store=store,
             counters=counters,
             throttle=throttle,
+            breaker=breaker,
             health=HealthChecks(
                 database=database,
                 ledger=ledger,
                 redis=redis,
                 store=store,
                 client=client,
+                breaker=breaker,
             ),
             inbox=WebhookInbox(
                 ledger=ledger,
@@ -188,6 +193,10 @@ async def open_runtime(
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
         )
+
+
+def _count_opening(counters: SharedCounters, reason: str) -> None:
+    counters.add("provider_breaker_opened", reason=reason)
 
 
 def _count_request(
@@ -241,6 +250,7 @@ async def open_worker(
             client=base.client,
             store=base.store,
             counters=base.counters,
+            breaker=base.breaker,
             max_output_bytes=settings.max_output_bytes,
             price_of=lambda model: prices.get(model.partition(":")[0]),
             reconciler=reconciler,
@@ -250,7 +260,7 @@ async def open_worker(
         engine = Engine(
             ledger=base.ledger,
             runner=runner,
-            purchases=base.throttle.creates,
+            purchases=GuardedBucket(base.breaker, base.throttle.creates),
             concurrency=settings.worker_concurrency,
         )
         watcher = Watcher(

@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 import structlog
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from app.core.breaker import CircuitBreaker
 from app.core.counters import SharedCounters
 from app.domain import errors, generation
 from app.domain.durations import Durations
@@ -42,7 +43,7 @@ from app.domain.events import (
     Started,
     Stored,
 )
-from app.domain.generation import Failure, MediaClient, Phase, Prediction
+from app.domain.generation import Failure, MediaClient, Phase, Prediction, RefusalKind
 from app.domain.lifecycle import IllegalEvent, Stage
 from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
@@ -58,6 +59,10 @@ CONFIRMATION = timedelta(seconds=30)  # how long a cancelled prediction may ling
 FETCHES = 2  # tries for a file whose bytes are complete and wrong
 DOWNLOADS_AT_ONCE = 64
 SOON = timedelta(milliseconds=500)  # a fetch that takes longer is worth telling about
+
+# Why purchases are held back: what the breaker is told and callers see.
+ACCOUNT = "provider_account"
+UNREACHABLE = "provider_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class JobRunner:
         client: MediaClient,
         store: MediaStore,
         counters: SharedCounters,
+        breaker: CircuitBreaker,
         max_output_bytes: int,
         price_of: Callable[[str], Decimal | None],
         reconciler: Reconciler,
@@ -91,6 +97,7 @@ class JobRunner:
         self._client = client
         self._store = store
         self._counters = counters
+        self._breaker = breaker
         self._max_output_bytes = max_output_bytes
         self._price_of = price_of
         self._reconciler = reconciler
@@ -153,11 +160,13 @@ class JobRunner:
         if time.monotonic() - claim.began > LEASE.total_seconds():
             raise LostClaim("The purchase came too late.")
         left = claim.state.deadline_at - claim.now
+        turn = self._breaker.turn
         outcome = await self._client.create(
             claim.request,
             cancel_after=max(left, SHORTEST_CANCEL_AFTER),
             webhook=self._webhook(claim),
         )
+        await self._report(turn, outcome)
         match outcome:
             case generation.Started(prediction):
                 usual = self._durations.usual_seconds(claim.request.model)
@@ -170,6 +179,20 @@ class JobRunner:
                 log.warning("purchase.unknown", reason=reason)
                 self._counters.add("unknown_outcomes", reason="no_answer")
                 return _Result(OutcomeUnknown(reason))
+
+    async def _report(self, turn: datetime, outcome: generation.CreateOutcome) -> None:
+        """Tell the breaker of purchases what a create says about the ones to come."""
+        match outcome:
+            case generation.Started():
+                await self._breaker.report_success(turn)
+            case generation.Refused(RefusalKind.ACCOUNT, failure):
+                # What is forbidden may be this model only: that takes more than one to say.
+                is_fatal = failure.code == ACCOUNT
+                await self._breaker.report_trouble(turn, ACCOUNT, is_fatal=is_fatal)
+            case generation.Unknown() | generation.Refused(RefusalKind.TRANSIENT):
+                await self._breaker.report_trouble(turn, UNREACHABLE)
+            case generation.Refused():
+                await self._breaker.report_answer(turn)
 
     def _webhook(self, claim: Claim) -> str | None:
         """Compose the address at which the provider may tell about this attempt."""
