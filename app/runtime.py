@@ -29,6 +29,7 @@ from app.core.queue import Bell, publisher_app
 from app.core.recall import Recall
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
+from app.domain.lifecycle import JobState
 from app.domain.policy import Policy, RetryPolicy
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
@@ -42,7 +43,7 @@ from app.services.webhook_signatures import SignatureCheck, SigningSecret
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
-from app.services.watcher import LEADERSHIP_KEY, Duty, Watcher
+from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 
 log = structlog.get_logger("app.runtime")
 
@@ -161,7 +162,9 @@ async def open_runtime(
         bell = Bell(publisher_app(settings.redis_url.get_secret_value()), ADVANCE_TASK)
         bell.start()
         stack.callback(bell.stop)
-        ledger = Ledger(database, policy_of(settings))
+        ledger = Ledger(
+            database, policy_of(settings), on_end=partial(_count_end, counters)
+        )
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
@@ -199,6 +202,22 @@ def _count_opening(counters: SharedCounters, reason: str) -> None:
     counters.add("provider_breaker_opened", reason=reason)
 
 
+def _count_end(counters: SharedCounters, state: JobState) -> None:
+    """Count a finished job, and how long its phases took."""
+    code = state.failure.code if state.failure else ""
+    counters.add("jobs_finished", status=state.status.value, code=code)
+    marks = (
+        ("queue", state.created_at, state.started_at),
+        ("generate", state.started_at, state.generated_at),
+        ("store", state.generated_at, state.completed_at),
+        ("total", state.created_at, state.completed_at),
+    )
+    for phase, begin, end in marks:
+        if begin is not None and end is not None:
+            span = (end - begin).total_seconds()
+            counters.observe("job_phase_seconds", span, phase=phase)
+
+
 def _count_request(
     counters: SharedCounters, operation: str, code: str, seconds: float
 ) -> None:
@@ -226,6 +245,7 @@ def _duties(
             ledger=ledger, reconciler=reconciler, bell=base.bell, counters=counters
         ),
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
+        EndOutOfTime(ledger, engine),
     )
 
 

@@ -297,8 +297,6 @@ async def cancel(request: Request, job_id: str) -> Response:
     outcome = await runtime.ledger.change(Change(key, CancelRequested()))
     if not outcome.after.is_terminal:
         runtime.bell.ring(str(key))
-    elif not outcome.before.is_terminal:
-        runtime.counters.add("jobs_finished", status="cancelled", code="")
     record = await runtime.ledger.read(key)
     return await _tell(runtime, record, etag_of(key, record.row.version))
 

@@ -31,7 +31,7 @@ PATIENCE = timedelta(milliseconds=250)  # for all it takes
 REST = timedelta(seconds=2)  # how long a failure of Redis is remembered
 FRESH = timedelta(milliseconds=250)  # how long "closed" is believed without asking
 GLANCE = timedelta(seconds=1)  # how old an answer to a reader may be
-LIFE = timedelta(days=1)  # an open circuit nobody tries any more is forgotten
+LIFE = timedelta(minutes=10)  # an open circuit nobody tries any more is forgotten
 
 _NO_TIME = timedelta(0)
 _log = structlog.get_logger(__name__)

@@ -148,6 +148,12 @@ _DUE_STARTS = (
     .order_by(JOBS.c.priority.desc(), JOBS.c.due_at)
     .limit(bindparam("limit"))
 )
+_OUT_OF_TIME = (
+    select(JOBS.c.id)
+    .where(JOBS.c.status == literal_column("'pending'"))
+    .where(JOBS.c.deadline_at <= func.now(), JOBS.c.due_at <= func.now())
+    .limit(bindparam("limit"))
+)
 _OWNED = select(ATTEMPTS.c.handle).where(
     ATTEMPTS.c.handle == func.any(bindparam("handles", type_=ARRAY(Text())))
 )
@@ -164,6 +170,11 @@ async def due_looks(
 async def due_starts(conn: AsyncConnection, *, limit: int) -> list[UUID]:
     """Name pending jobs that may start now, by priority, then by age."""
     return list((await conn.execute(_DUE_STARTS, {"limit": limit})).scalars())
+
+
+async def out_of_time(conn: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Name pending jobs whose deadline has passed: a claim ends them."""
+    return list((await conn.execute(_OUT_OF_TIME, {"limit": limit})).scalars())
 
 
 async def owned(conn: AsyncConnection, handles: Sequence[str]) -> set[str]:

@@ -47,7 +47,7 @@ from app.domain.generation import Failure, MediaClient, Phase, Prediction, Refus
 from app.domain.lifecycle import IllegalEvent, Stage
 from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
-from app.services.job_service import Change, Hold, Outcome
+from app.services.job_service import Change, Hold
 from app.services.ledger import LEASE, Ledger
 from app.services.media_store import MediaStore
 from app.services.reconciler import Reconciler, Seeker
@@ -189,7 +189,9 @@ class JobRunner:
                 # What is forbidden may be this model only: that takes more than one to say.
                 is_fatal = failure.code == ACCOUNT
                 await self._breaker.report_trouble(turn, ACCOUNT, is_fatal=is_fatal)
-            case generation.Unknown() | generation.Refused(RefusalKind.TRANSIENT):
+            case generation.Unknown() | generation.Refused(
+                RefusalKind.TRANSIENT | RefusalKind.UNREACHABLE
+            ):
                 await self._breaker.report_trouble(turn, UNREACHABLE)
             case generation.Refused():
                 await self._breaker.report_answer(turn)
@@ -370,7 +372,6 @@ class JobRunner:
                 await asyncio.sleep(pause.total_seconds())
                 waited, pause = waited + pause, min(pause * 2, timedelta(seconds=2))
             else:
-                self._measure(outcome)
                 await self._keep(claim, result.outputs)
                 return outcome.next_look
         return self._give_way()
@@ -413,24 +414,6 @@ class JobRunner:
             return (await self._ledger.change(change)).next_look
         except (LostClaim, IllegalEvent, Unavailable, DBAPIError):
             return self._give_way()
-
-    def _measure(self, outcome: Outcome) -> None:
-        """Count what the settle changed."""
-        before, after = outcome.before, outcome.after
-        if not after.is_terminal or before.is_terminal or after.completed_at is None:
-            return
-        code = after.failure.code if after.failure else ""
-        self._counters.add("jobs_finished", status=after.status.value, code=code)
-        marks = (
-            ("queue", after.created_at, after.started_at),
-            ("generate", after.started_at, after.generated_at),
-            ("store", after.generated_at, after.completed_at),
-            ("total", after.created_at, after.completed_at),
-        )
-        for phase, begin, end in marks:
-            if begin is not None and end is not None:
-                span = (end - begin).total_seconds()
-                self._counters.observe("job_phase_seconds", span, phase=phase)
 
 
 def _handle(claim: Claim) -> str:
