@@ -6,7 +6,6 @@ be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ from app.api.deps import (
     write_cursor,
 )
 from app.api.views import etag_of, job_body, newborn_body, respond
+from app.core.stopping import pause
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
 from app.domain.generation import GenerationRequest
@@ -161,7 +161,10 @@ async def status(
         ),
     ] = 0,
 ) -> Response:
-    """Read a job as it is now, or as soon as it is finished."""
+    """Read a job as it is now, or as soon as it is finished.
+
+    A process that was asked to stop answers at once: ask again, another one waits on.
+    """
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
     known = request.headers.get("if-none-match")
@@ -178,9 +181,9 @@ async def status(
 async def _wait_for(
     runtime: Runtime, job_id: UUID, known: str | None, wait: float
 ) -> JobRecord:
-    """Read until the job is worth telling about, or the time is up."""
+    """Read until the job is worth telling about, or the time is up, or the process stops."""
     deadline = time.monotonic() + wait
-    pause = FIRST_POLL
+    rest = FIRST_POLL
     while True:
         record = await runtime.ledger.read(job_id)
         is_finished = Status(record.row.status).is_terminal
@@ -188,10 +191,10 @@ async def _wait_for(
             known, etag_of(job_id, record.row.version)
         )
         left = deadline - time.monotonic()
-        if is_finished or is_news or left <= 0:
+        if is_finished or is_news or left <= 0 or runtime.stopping.is_set():
             return record
-        await asyncio.sleep(min(pause, left))
-        pause = min(pause * 1.5, SLOWEST_POLL)
+        await pause(min(rest, left), runtime.stopping)
+        rest = min(rest * 1.5, SLOWEST_POLL)
 
 
 def _mentions(header: str, etag: str) -> bool:
