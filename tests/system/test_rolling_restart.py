@@ -225,6 +225,24 @@ def test_workers_are_replaced_with_jobs_in_hand(
         assert event not in said
 
 
+def test_a_worker_asked_to_stop_while_it_starts_ends(
+    tmp_path: Path, child_env: Env
+) -> None:
+    worker = Stack(tmp_path, child_env).worker
+    try:
+        worker.start()
+        wait_for(
+            lambda: ADVANCE_TASK in worker.said(),
+            within=30,
+            what="the banner, after which signals are handled",
+            every=0.005,
+        )
+        assert "worker.ready" not in worker.said(), "too late to show anything"
+        assert worker.end(signal.SIGTERM, within=10) == 0, worker.said()
+    finally:
+        worker.kill()
+
+
 def elsewhere(url: str, port: int) -> str:
     """Give the address behind which a proxy stands."""
     parts = urlsplit(url)
