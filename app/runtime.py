@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -22,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.core.breaker import CircuitBreaker, GuardedBucket
 from app.core.config import Settings
 from app.core.counters import SharedCounters
-from app.core.database import open_engine
+from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
 from app.core.queue import Bell, publisher_app
@@ -71,6 +72,8 @@ class Runtime:
     breaker: CircuitBreaker
     health: HealthChecks
     inbox: WebhookInbox
+    # Set when the process was asked to stop: whoever waits on purpose answers now.
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ async def open_runtime(
             pool_size=pool_size,
             settings=session,
         )
-        stack.push_async_callback(database.dispose)
+        stack.push_async_callback(close_engine, database)
         redis = _open_redis(settings)
         stack.push_async_callback(redis.aclose)
         counters = SharedCounters(redis)

@@ -6,7 +6,6 @@ be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from app.api.deps import (
 from app.api.views import etag_of, job_body, newborn_body, respond
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
+from app.core.stopping import pause
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
 from app.domain.generation import GenerationRequest
@@ -165,7 +165,10 @@ async def status(
         ),
     ] = 0,
 ) -> Response:
-    """Read a job as it is now, or as soon as it is finished."""
+    """Read a job as it is now, or as soon as it is finished.
+
+    A process that was asked to stop answers at once: ask again, another one waits on.
+    """
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
     known = request.headers.get("if-none-match")
@@ -194,9 +197,9 @@ async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerSta
 async def _wait_for(
     runtime: Runtime, job_id: UUID, known: str | None, wait: float
 ) -> JobRecord:
-    """Read until the job is worth telling about, or the time is up."""
+    """Read until the job is worth telling about, or the time is up, or the process stops."""
     deadline = time.monotonic() + wait
-    pause = FIRST_POLL
+    rest = FIRST_POLL
     while True:
         record = await runtime.ledger.read(job_id)
         is_finished = Status(record.row.status).is_terminal
@@ -204,10 +207,10 @@ async def _wait_for(
             known, etag_of(job_id, record.row.version)
         )
         left = deadline - time.monotonic()
-        if is_finished or is_news or left <= 0:
+        if is_finished or is_news or left <= 0 or runtime.stopping.is_set():
             return record
-        await asyncio.sleep(min(pause, left))
-        pause = min(pause * 1.5, SLOWEST_POLL)
+        await pause(min(rest, left), runtime.stopping)
+        rest = min(rest * 1.5, SLOWEST_POLL)
 
 
 def _mentions(header: str, etag: str) -> bool:

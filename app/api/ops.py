@@ -108,8 +108,14 @@ async def live() -> Response:
     summary="Can jobs be accepted",
 )
 async def ready(request: Request) -> Response:
-    """Ask the database, its migrations and the store: what accepting a job takes."""
-    return _tell(await runtime_of(request).health.essential())
+    """Ask the database, its migrations and the store: what accepting a job takes.
+
+    A process that was asked to stop is not ready any more, whatever they say.
+    """
+    runtime = runtime_of(request)
+    if runtime.stopping.is_set():
+        return _tell({"process": PartHealth(Condition.DOWN, detail="stopping")})
+    return _tell(await runtime.health.essential())
 
 
 def _tell(parts: Mapping[str, PartHealth]) -> Response:
