@@ -212,9 +212,11 @@ def open_media_store(
 
 def _check(file: IO[bytes]) -> tuple[PictureFacts, str]:
     """See what the picture is, and hash it; both take CPU, so not in the event loop."""
-    facts = inspect(file)
+    facts, digest = inspect(file), hashlib.sha256()
     file.seek(0)
-    return facts, hashlib.file_digest(file, hashlib.sha256).hexdigest()
+    while chunk := file.read(_READ_CHUNK):
+        digest.update(chunk)
+    return facts, digest.hexdigest()
 
 
 class _Staged:
