@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -25,6 +26,8 @@ from app.api.deps import (
     write_cursor,
 )
 from app.api.views import etag_of, job_body, newborn_body, respond
+from app.core.breaker import BreakerState
+from app.core.circuit import Condition
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
 from app.domain.generation import GenerationRequest
@@ -138,7 +141,8 @@ async def _accept(runtime: Runtime, job: NewJob) -> Response:
         "ETag": etag_of(job.id, 1),
         "Retry-After": "1",
     }
-    return respond(newborn_body(job, born), 202, headers)
+    breaker = await runtime.breaker.state()
+    return respond(newborn_body(job, born, breaker), 202, headers)
 
 
 @router.get(
@@ -171,8 +175,20 @@ async def status(
         return Response(
             status_code=304, headers={"ETag": etag, "Cache-Control": "no-store"}
         )
-    body = job_body(record, runtime.settings.public_base_url)
+    return await _tell(runtime, record, etag)
+
+
+async def _tell(runtime: Runtime, record: JobRecord, etag: str) -> Response:
+    breaker = await _breaker(runtime, (record,))
+    body = job_body(record, runtime.settings.public_base_url, breaker)
     return respond(body, headers={"ETag": etag})
+
+
+async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerState:
+    """Say what keeps pending jobs waiting; nobody is asked when none of these is pending."""
+    if any(record.row.status == Status.PENDING for record in records):
+        return await runtime.breaker.state()
+    return BreakerState(Condition.CLOSED)
 
 
 async def _wait_for(
@@ -229,10 +245,10 @@ async def jobs(
     before = read_cursor(cursor)
     found = await promptly(_page(runtime, wanted, before, limit + 1))
     shown = found[:limit]
-    base = runtime.settings.public_base_url
+    base, breaker = runtime.settings.public_base_url, await _breaker(runtime, shown)
     return respond(
         {
-            "items": [job_body(record, base) for record in shown],
+            "items": [job_body(record, base, breaker) for record in shown],
             "next_cursor": (
                 write_cursor(shown[-1].row.id) if len(found) > limit else None
             ),
@@ -284,10 +300,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     elif not outcome.before.is_terminal:
         runtime.counters.add("jobs_finished", status="cancelled", code="")
     record = await runtime.ledger.read(key)
-    return respond(
-        job_body(record, runtime.settings.public_base_url),
-        headers={"ETag": etag_of(key, record.row.version)},
-    )
+    return await _tell(runtime, record, etag_of(key, record.row.version))
 
 
 @router.post(

@@ -23,6 +23,7 @@ from app import __version__
 from app.api.deps import promptly, runtime_of
 from app.api.views import respond
 from app.core import heartbeat
+from app.core.circuit import Condition as Circuit
 from app.core.counters import BUCKETS, Snapshot
 from app.domain.errors import Unavailable
 from app.models import schemas
@@ -53,11 +54,30 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_job_phase_seconds": ("histogram", "Time in each phase of finished jobs."),
     "mgs_provider_requests": ("counter", "Requests to the provider."),
     "mgs_provider_request_seconds": ("histogram", "Time of requests to the provider."),
+    "mgs_provider_breaker_state": (
+        "gauge",
+        "Whether purchases go through: 1 for the state that holds.",
+    ),
+    "mgs_provider_breaker_opened": (
+        "counter",
+        "How often purchases were held back, by reason.",
+    ),
     "mgs_unknown_outcomes": (
         "counter",
         "Purchases nobody knew the outcome of at first.",
     ),
-    "mgs_orphans_adopted": ("counter", "Purchases found in the provider's list."),
+    "mgs_orphans_adopted": (
+        "counter",
+        "Purchases of unknown fate that were found, by what told of them.",
+    ),
+    "mgs_late_survivors": ("counter", "Purchases found after they were given up."),
+    "mgs_unwanted_cancelled": (
+        "counter",
+        "Predictions nobody wanted that were cancelled at the provider.",
+    ),
+    "mgs_swept_pages": ("counter", "Pages of the provider's list that were read."),
+    "mgs_swept_news": ("counter", "Predictions the list showed to be over."),
+    "mgs_provider_webhooks": ("counter", "Webhooks of the provider, by what became."),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
     "mgs_http_requests": ("counter", "Requests answered."),
     "mgs_http_request_seconds": ("histogram", "Time to answer."),
@@ -123,7 +143,7 @@ def _part(part: PartHealth) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """Expose the figures of the whole deployment: any process gives the same answer."""
     runtime = runtime_of(request)
-    figures = await _figures(request, runtime)
+    figures = await _figures(request, runtime) | await _breaker(runtime)
     await runtime.counters.push()
     counted = await runtime.counters.read()
     registry = CollectorRegistry()
@@ -162,6 +182,12 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         gauges["mgs_workers"] = []
     state.figures = (time.monotonic(), gauges)
     return gauges
+
+
+async def _breaker(runtime: Runtime) -> Gauges:
+    state = await runtime.breaker.state()
+    series = [({"state": one.value}, float(one is state.condition)) for one in Circuit]
+    return {"mgs_provider_breaker_state": series}
 
 
 async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures]:

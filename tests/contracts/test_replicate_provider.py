@@ -174,7 +174,7 @@ CREATES: dict[str, tuple[Reaction, str]] = {
         problem(402, title="Insufficient credit", detail="Go buy credit"),
         "account provider_account",
     ),
-    "403 html": (html(403), "account provider_account"),
+    "403 html": (html(403), "account provider_forbidden"),
     "404": (problem(404, detail="Not found"), "permanent model_not_found"),
     "404 cut short": (
         then_close(raw(b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n{")),
