@@ -291,7 +291,12 @@ async def claim(
     ended: list[JobState] = []
     writes = Writes()
     for row in rows:
-        state = read_state(row)
+        try:
+            state = read_state(row)
+        except ValueError as error:
+            # A word of a newer version: left to its workers.
+            log.error("job.unreadable", job_id=str(row.id), reason=str(error))
+            continue
         token = uuid4()
         if (end := overdue(state, row.now, policy)) is not None:
             ended.append(_end(writes, row, state, end, policy))

@@ -88,6 +88,10 @@ class Watcher:
             name = type(duty).__name__
             self._tasks.append(asyncio.create_task(serving, name=name))
 
+    async def breakdown(self) -> None:
+        """Return when a round or a duty ended that nobody ended."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
     async def stop(self) -> None:
         """End the rounds and give the leadership up."""
         for task in self._tasks:
