@@ -25,6 +25,7 @@ from app.api.deps import (
     write_cursor,
 )
 from app.api.views import etag_of, job_body, newborn_body, respond
+from app.core.crashpoints import Point, reach
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
 from app.domain.generation import GenerationRequest
@@ -131,6 +132,7 @@ def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
 
 async def _accept(runtime: Runtime, job: NewJob) -> Response:
     born = await runtime.ledger.submit(job)
+    reach(Point.SUBMIT_COMMITTED)
     runtime.bell.ring(str(job.id))
     location = f"{runtime.settings.api_v1_prefix}/status/{job.id}"
     headers = {

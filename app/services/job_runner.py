@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.core.counters import SharedCounters
+from app.core.crashpoints import Point, reach
 from app.domain import errors, generation
 from app.domain.errors import (
     LostClaim,
@@ -97,6 +98,7 @@ class JobRunner:
         with structlog.contextvars.bound_contextvars(
             job_id=str(claim.job_id), request_id=claim.request_id
         ):
+            reach(Point.LOOK_BEGUN)
             try:
                 result = await self._look(claim)
             except LostClaim:
@@ -107,6 +109,7 @@ class JobRunner:
             except Exception as error:
                 log.exception("look.crashed")
                 result = _Result(LookFailed(type(error).__name__))
+            reach(Point.OUTPUT_STORED, when=bool(result.outputs))
             return await self._settle(claim, result)
 
     def _give_way(self) -> timedelta | None:
@@ -143,9 +146,11 @@ class JobRunner:
         if time.monotonic() - claim.began > LEASE.total_seconds():
             raise LostClaim("The purchase came too late.")
         left = claim.state.deadline_at - claim.now
+        reach(Point.PURCHASE_INTENDED)
         outcome = await self._client.create(
             claim.request, cancel_after=max(left, SHORTEST_CANCEL_AFTER)
         )
+        reach(Point.PURCHASE_MADE)
         match outcome:
             case generation.Started(prediction):
                 return _Result(Started(prediction.handle))
@@ -208,6 +213,7 @@ class JobRunner:
         fetching = asyncio.ensure_future(self._fetch(claim, prediction))
         try:
             await self._ledger.change(made)
+            reach(Point.PICTURE_GENERATED)
             return await fetching
         finally:
             # Whatever became of it is known by now, or nobody wants it any more.
@@ -305,6 +311,8 @@ class JobRunner:
                 await asyncio.sleep(pause.total_seconds())
                 waited, pause = waited + pause, min(pause * 2, timedelta(seconds=2))
             else:
+                reach(Point.PURCHASE_SAVED, when=isinstance(result.event, Started))
+                reach(Point.JOB_SETTLED, when=outcome.after.is_terminal)
                 self._measure(outcome)
                 await self._keep(claim, result.outputs)
                 return outcome.next_look
