@@ -24,6 +24,7 @@ LINKS = (
 )
 
 WARM_UP = 1.0  # seconds before the first fault
+STEP = 0.1  # seconds
 PAUSE = 1.0  # seconds between two faults of the same target
 _LEASE = LEASE.total_seconds()
 
@@ -182,4 +183,6 @@ def make_plan(seed: int, *, seconds: float, every: float) -> tuple[Fault, ...]:
             )
             busy_until[target] = at + lasts + PAUSE
             at += rng.expovariate(1 / every)
+        else:
+            at += STEP  # what does not fit here is left out
     return tuple(faults)
