@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.prove import report
 from tests.prove.lost_answers import BATCH, lose_answers
+from tests.prove.plan import KINDS, quick
 from tests.prove.run import Order, Result, Tell, prove
 
 
@@ -48,7 +49,13 @@ Run = Callable[[Path, Tell], Awaitable[Result]]
 
 
 def _one_run(options: argparse.Namespace, seed: int) -> Run:
-    order = Order(seed, options.minutes * 60, options.jobs_per_minute, options.every)
+    order = Order(
+        seed,
+        options.minutes * 60,
+        options.jobs_per_minute,
+        options.every,
+        quick(KINDS) if options.quick else KINDS,
+    )
     return lambda folder, tell: prove(order, folder, tell)
 
 
@@ -96,6 +103,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs-per-minute", type=float, default=240)
     parser.add_argument(
         "--every", type=float, default=2.0, help="seconds between faults"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="only faults that are mended within seconds",
     )
     parser.add_argument("--lost-answers", type=int, default=0, help="so many, in a row")
     parser.add_argument("--write", type=Path, help="the page to write")

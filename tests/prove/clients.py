@@ -94,7 +94,8 @@ class Crowd:
                 if time.monotonic() + gap > deadline:
                     return
                 await asyncio.sleep(gap)
-                group.create_task(self._submit(http, self._request()))
+                (fate,) = self._rng.choices(list(FATES), list(FATES.values()))
+                group.create_task(self._submit(http, self._request(), fate))
 
     async def submit_all(self, count: int, *, at_once: int) -> None:
         """Submit so many as fast as the API takes them."""
@@ -102,7 +103,7 @@ class Crowd:
 
         async def one(http: aiohttp.ClientSession) -> None:
             async with gate:
-                await self._submit(http, self._request(SCHNELL))
+                await self._submit(http, self._request(SCHNELL), "keep")
 
         async with self._session() as http, asyncio.TaskGroup() as group:
             for _ in range(count):
@@ -138,9 +139,8 @@ class Crowd:
         return request
 
     async def _submit(
-        self, http: aiohttp.ClientSession, request: dict[str, Any]
+        self, http: aiohttp.ClientSession, request: dict[str, Any], fate: str
     ) -> None:
-        (fate,) = self._rng.choices(list(FATES), list(FATES.values()))
         body = await self._ask(http, "submit", "POST", "/generate", request)
         if body is None:
             return

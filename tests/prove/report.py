@@ -40,6 +40,8 @@ def details(result: Result) -> Iterator[str]:
         yield f"{title}:"
         for name, count in sorted(counts.items()):
             yield f"  {count:6d}  {name}"
+    yield "last jobs:"
+    yield from result.last_jobs
 
 
 def page(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +33,7 @@ from tests.prove.evidence import (
     read_served,
 )
 from tests.prove.faults import Director
-from tests.prove.plan import make_plan
+from tests.prove.plan import KINDS, Kind, make_plan
 from tests.prove.system import System, open_system
 
 Tell = Callable[[str], None]
@@ -44,6 +51,7 @@ class Order:
     seconds: float
     jobs_per_minute: float
     every: float
+    kinds: Sequence[Kind] = KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Result:
     findings: dict[str, list[str]]
     answers: dict[str, int] = field(default_factory=dict)
     complaints: dict[str, int] = field(default_factory=dict)
+    last_jobs: list[str] = field(default_factory=list)
 
     @property
     def is_proved(self) -> bool:
@@ -81,7 +90,9 @@ class Settlement:
 
 async def prove(order: Order, folder: Path, tell: Tell) -> Result:
     """Make a run in an empty folder and judge it."""
-    plan = make_plan(order.seed, seconds=order.seconds, every=order.every)
+    plan = make_plan(
+        order.seed, seconds=order.seconds, every=order.every, kinds=order.kinds
+    )
     async with open_system(folder) as system:
         tell(f"{len(plan)} faults in {order.seconds:.0f} s; logs in {folder}")
         deleted: dict[str, Job] = {}
@@ -216,4 +227,13 @@ def conclude(
         findings=judge(evidence),
         answers=dict(sorted(evidence.diary.answers.items())),
         complaints=dict(evidence.complaints),
+        last_jobs=list(_last_jobs(evidence)),
     )
+
+
+def _last_jobs(evidence: Evidence) -> Iterator[str]:
+    """Tell the stories of the jobs that came to their end last: what took so long."""
+    for job in sorted(evidence.jobs.values(), key=lambda job: job.events[-1].at)[-3:]:
+        yield f"{job.id}: {job.status}, {[one.state for one in job.attempts]}"
+        for event in job.events:
+            yield f"    {event.at:%H:%M:%S.%f} {event.version:3d} {event.name} {event.data}"
