@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.prove import report
 from tests.prove.lost_answers import BATCH, lose_answers
-from tests.prove.plan import KINDS, quick
+from tests.prove.plan import KINDS, Kind, quick
 from tests.prove.run import Order, Result, Tell, prove
 
 
@@ -54,9 +55,17 @@ def _one_run(options: argparse.Namespace, seed: int) -> Run:
         options.minutes * 60,
         options.jobs_per_minute,
         options.every,
-        quick(KINDS) if options.quick else KINDS,
+        _kinds(options),
     )
     return lambda folder, tell: prove(order, folder, tell)
+
+
+def _kinds(options: argparse.Namespace) -> Sequence[Kind]:
+    kinds = quick(KINDS) if options.quick else KINDS
+    chosen = [kind for kind in kinds if re.search(options.only, kind.name)]
+    if not chosen:
+        raise SystemExit(f"no kind of fault is called {options.only!r}")
+    return chosen
 
 
 def _one_batch(seed: int, count: int) -> Run:
@@ -108,6 +117,9 @@ def _options() -> argparse.Namespace:
         "--quick",
         action="store_true",
         help="only faults that are mended within seconds",
+    )
+    parser.add_argument(
+        "--only", default="", help="kinds of faults: a regular expression"
     )
     parser.add_argument("--lost-answers", type=int, default=0, help="so many, in a row")
     parser.add_argument("--write", type=Path, help="the page to write")
