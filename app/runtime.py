@@ -25,6 +25,8 @@ from app.core.database import open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
 from app.core.queue import Bell, publisher_app
+from app.core.recall import Recall
+from app.domain.durations import Durations
 from app.domain.generation import MediaClient
 from app.domain.policy import Policy, RetryPolicy
 from app.services.catalogue import Catalogue, load_bundled_models
@@ -34,7 +36,12 @@ from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_media_client
 from app.services.media_store import MediaStore, open_media_store
-from app.services.watcher import LEADERSHIP_KEY, Watcher
+from app.services.webhook_inbox import MEMORY, WebhookInbox
+from app.services.webhook_signatures import SignatureCheck, SigningSecret
+from app.services.reconciler import Reconciler
+from app.services.survivors import CancelUnwanted, SearchForLost
+from app.services.sweep import ListSweep
+from app.services.watcher import LEADERSHIP_KEY, Duty, Watcher
 
 log = structlog.get_logger("app.runtime")
 
@@ -60,6 +67,7 @@ class Runtime:
     counters: SharedCounters
     throttle: Throttle
     health: HealthChecks
+    inbox: WebhookInbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +159,11 @@ async def open_runtime(
         bell.start()
         stack.callback(bell.stop)
         ledger = Ledger(database, policy_of(settings))
+        given = settings.replicate_webhook_secret
+        secret = SigningSecret(
+            given.get_secret_value() if given else None, client.webhook_secret
+        )
+        stack.push_async_callback(secret.aclose)
         yield Runtime(
             settings=settings,
             database=database,
@@ -169,6 +182,11 @@ async def open_runtime(
                 store=store,
                 client=client,
             ),
+            inbox=WebhookInbox(
+                ledger=ledger,
+                signatures=SignatureCheck(secret),
+                seen=Recall(redis, "webhooks", lifetime=MEMORY),
+            ),
         )
 
 
@@ -177,6 +195,29 @@ def _count_request(
 ) -> None:
     counters.add("provider_requests", operation=operation, code=code)
     counters.observe("provider_request_seconds", seconds, operation=operation)
+
+
+def _duties(
+    base: Runtime, engine: Engine, reconciler: Reconciler, durations: Durations
+) -> tuple[Duty, ...]:
+    """Give what one worker does for the whole deployment."""
+    ledger, counters = base.ledger, base.counters
+    return (
+        ListSweep(
+            ledger=ledger,
+            client=base.client,
+            engine=engine,
+            bell=base.bell,
+            durations=durations,
+            counters=counters,
+            requests_per_minute=base.settings.provider_requests_per_minute,
+            has_webhooks=base.settings.callback_base_url is not None,
+        ),
+        SearchForLost(
+            ledger=ledger, reconciler=reconciler, bell=base.bell, counters=counters
+        ),
+        CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
+    )
 
 
 @asynccontextmanager
@@ -193,6 +234,8 @@ async def open_worker(
         session={"plan_cache_mode": "force_custom_plan"},
     ) as base:
         prices = _prices(settings)
+        durations = Durations()
+        reconciler = Reconciler(base.ledger, base.client)
         runner = JobRunner(
             ledger=base.ledger,
             client=base.client,
@@ -200,6 +243,9 @@ async def open_worker(
             counters=base.counters,
             max_output_bytes=settings.max_output_bytes,
             price_of=lambda model: prices.get(model.partition(":")[0]),
+            reconciler=reconciler,
+            durations=durations,
+            callback_base_url=settings.callback_base_url,
         )
         engine = Engine(
             ledger=base.ledger,
@@ -212,6 +258,7 @@ async def open_worker(
             engine=engine,
             leadership=Leadership(base.database, LEADERSHIP_KEY),
             bell=base.bell,
+            duties=_duties(base, engine, reconciler, durations),
         )
         name = f"{socket.gethostname()}:{os.getpid()}"
         heartbeat = Heartbeat(

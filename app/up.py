@@ -212,7 +212,12 @@ class _Supervisor:
             "REPLICATE_API_BASE_URL": f"http://127.0.0.1:{port}/v1",
             "REPLICATE_API_TOKEN": "r8_sandbox",
             "OUTPUT_HOSTS": f"127.0.0.1:{port}",
+            # It signs with a secret of its own, whatever `.env` has for the real provider.
+            "REPLICATE_WEBHOOK_SECRET": "",
         }
+        if self._settings["PUBLIC_BASE_URL"] is None:
+            # The sandbox reaches us on loopback, which the real provider cannot.
+            self._env["PUBLIC_BASE_URL"] = f"http://127.0.0.1:{self._port}"
         self._start("sandbox", f"-m sandbox --port {port}", out="sandbox.out")
         return port
 

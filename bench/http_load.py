@@ -11,7 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import orjson
+
+from bench.figures import percentile
+
 RequestMaker = Callable[[int], bytes]
+GENERATE = "/api/v1/generate"
+BODY = orjson.dumps({"prompt": "a lighthouse at dusk, gentle waves"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +36,15 @@ class Measure:
 
     def percentile(self, share: float) -> float:
         """The latency that this share of the requests did not exceed."""
-        return self.latencies[min(int(len(self.latencies) * share), self.requests - 1)]
+        return percentile(self.latencies, share)
 
 
 class _Connection(asyncio.Protocol):
     """One connection with one request at a time under way."""
 
-    def __init__(self, next_request: Callable[[], bytes | None], keep: bool) -> None:
+    def __init__(
+        self, next_request: Callable[[], tuple[float, bytes] | None], keep: bool
+    ) -> None:
         self._next_request = next_request
         self._keep = keep
         self._buffer = b""
@@ -80,8 +88,16 @@ class _Connection(asyncio.Protocol):
                 self.done.set_result(None)
             self._transport.close()
             return
+        due, content = request
+        delay = due - time.perf_counter()
+        if delay > 0:
+            asyncio.get_running_loop().call_later(delay, self._write, content)
+        else:
+            self._write(content)
+
+    def _write(self, content: bytes) -> None:
         self._sent_at = time.perf_counter()
-        self._transport.write(request)
+        self._transport.write(content)
 
 
 async def load(
@@ -90,20 +106,24 @@ async def load(
     *,
     requests: int,
     connections: int,
+    rate: float | None = None,
     keep: bool = False,
 ) -> Measure:
-    """Send so many requests over so many connections as fast as answers come.
+    """Send so many requests over so many connections, `rate` a second or as answers come.
 
     `make` gets the request's number.  An answer that is not 2xx ends the round.
     """
     numbers = iter(range(requests))
-
-    def next_request() -> bytes | None:
-        number = next(numbers, None)
-        return None if number is None else make(number)
-
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
+
+    def next_request() -> tuple[float, bytes] | None:
+        number = next(numbers, None)
+        if number is None:
+            return None
+        due = 0.0 if rate is None else began + number / rate
+        return due, make(number)
+
     protocols = []
     for _ in range(connections):
         _, protocol = await loop.create_connection(
@@ -129,3 +149,17 @@ def post(path: str, body: bytes) -> bytes:
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+async def submit_jobs(
+    port: int, jobs: int, *, connections: int = 32, rate: float | None = None
+) -> Measure:
+    """Submit so many equal jobs; the model's seed makes each input its own."""
+    request = post(GENERATE, BODY)
+    return await load(
+        port,
+        lambda number: request,
+        requests=jobs,
+        connections=min(connections, jobs),
+        rate=rate,
+    )

@@ -9,50 +9,19 @@ process each, and loads them in turn.  Quote the ratios: the machine's speed dri
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import orjson
 import uvloop
 
-from app.embedded import Postgres, Valkey
-from app.processes import free_port
+from app.processes import free_port, is_free
+from bench.figures import print_load, print_table
+from bench.harness import Machine, Service
 from bench.http_load import Measure, get, load, post
 
-ROOT = Path(__file__).resolve().parents[1]
 BODY = orjson.dumps({"prompt": "a lighthouse at dusk, gentle waves", "num_outputs": 2})
-
-
-def serve(app: str, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start one uvicorn process of the app."""
-    command = ["uvicorn", app, "--port", str(port), "--no-access-log"]
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-    )
-
-
-async def wait_for(port: int) -> None:
-    """Wait until somebody listens."""
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.1)
-        else:
-            writer.close()
-            return
-    raise SystemExit(f"nobody listens on {port}")
 
 
 async def submit(port: int, path: str, options: argparse.Namespace) -> Measure:
@@ -82,7 +51,6 @@ async def read(
 
 async def measure(floor: int, ours: int, options: argparse.Namespace) -> None:
     """Run the rounds in turn and print rates and ratios."""
-    await asyncio.gather(wait_for(floor), wait_for(ours))
     rounds: dict[str, list[Measure]] = {}
     for number in range(options.rounds + 1):
         found = {
@@ -96,14 +64,15 @@ async def measure(floor: int, ours: int, options: argparse.Namespace) -> None:
         if number > 0:  # the first round warms up
             for name, one in found.items():
                 rounds.setdefault(name, []).append(one)
-    print(f"{'':14}{'per second':>12}{'p50 ms':>9}{'p99 ms':>9}   (median of rounds)")
+    rows = []
     for name, measures in rounds.items():
         rate = statistics.median(m.rate for m in measures)
-        p50, p99 = (
+        marks = (
             statistics.median(m.percentile(share) for m in measures) * 1000
             for share in (0.5, 0.99)
         )
-        print(f"{name:14}{rate:12.0f}{p50:9.2f}{p99:9.2f}")
+        rows.append((name, rate, *marks))
+    print_table(("median of rounds", "per second", "p50 ms", "p99 ms"), rows)
     for what in ("submit", "status"):
         pairs = zip(rounds[f"{what} ours"], rounds[f"{what} floor"], strict=True)
         ratios = sorted(ours.rate / floor.rate for ours, floor in pairs)
@@ -111,6 +80,7 @@ async def measure(floor: int, ours: int, options: argparse.Namespace) -> None:
             f"{what}: ours / floor = {statistics.median(ratios):.2f}"
             f" (from {ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
+    print_load()
 
 
 def main() -> None:
@@ -120,31 +90,21 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--connections", type=int, default=32)
     options = parser.parse_args()
-    floor, ours = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with Postgres(folder / "pg") as postgres, Valkey(folder / "valkey") as valkey:
-            env = os.environ | {
-                "DATABASE_URL": postgres.url,
-                "REDIS_URL": valkey.url,
-                "REPLICATE_API_TOKEN": "r8_bench",
-                "REPLICATE_API_BASE_URL": "http://127.0.0.1:9/v1",
-                "STORAGE_PATH": str(folder / "media"),
-                "LOG_DIR": "",
-            }
-            alembic = [sys.executable, "-m", "alembic", "upgrade", "head"]
-            subprocess.run(alembic, cwd=ROOT, env=env, check=True)
-            servers = [
-                serve("bench.floor:app", floor, env),
-                serve("app.main:app", ours, env),
-            ]
-            try:
-                uvloop.run(measure(floor, ours, options))
-            finally:
-                for server in servers:
-                    server.terminate()
-                for server in servers:
-                    server.wait()
+    with Machine() as machine:
+        service = Service(machine)
+        database, _ = machine.create_database()
+        floor = free_port()
+        uvicorn = ["uvicorn", "bench.floor:app", "--port", str(floor)]
+        machine.start(
+            "floor",
+            [*uvicorn, "--no-access-log"],
+            machine.environment() | {"DATABASE_URL": database},
+        )
+        machine.wait_until(
+            lambda: not is_free(floor), within=30, what="the floor listens"
+        )
+        service.start_api()
+        uvloop.run(measure(floor, service.port, options))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ import structlog
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from app.core.counters import SharedCounters
 
 BODY_LIMIT = 256 * 1024
-TOO_LARGE = f"The body must be at most {BODY_LIMIT} bytes."
 # Labels of metrics: what a caller can invent must not become one.
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 UNMATCHED = "unmatched"
@@ -100,18 +100,22 @@ def _declared_length(headers: Headers) -> int:
     return int(text) if text.isdigit() and len(text) < 20 else 0
 
 
-async def read_body(request: Request) -> bytes:
-    """Read the body, whatever its header said about the length, up to the limit.
+async def read_body(request: Request, *, limit: int = BODY_LIMIT) -> bytes:
+    """Read the body, whatever its header said about the length, up to the limit in bytes.
 
-    Past it the answer is 413.
+    Past it the answer is 413; 400 for a body that breaks off.
     """
+    too_large = HTTPException(413, f"The body must be at most {limit} bytes.")
     chunks: list[bytes] = []
     size = 0
-    if _declared_length(request.headers) > BODY_LIMIT:
-        raise HTTPException(413, TOO_LARGE)
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > BODY_LIMIT:
-            raise HTTPException(413, TOO_LARGE)
-        chunks.append(chunk)
+    if _declared_length(request.headers) > limit:
+        raise too_large
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise HTTPException(400, "The body did not arrive whole.") from error
     return b"".join(chunks)

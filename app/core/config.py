@@ -25,11 +25,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.core.signing import signing_key
+
 CONFIGURATION_ERROR = 2  # exit code
 
 _REMEDIES = {
     "database_url": "set it to postgresql://user:password@host:5432/database",
     "redis_url": "set it to redis://host:6379/0",
+    "replicate_webhook_secret": "set it to the account's whsec_…, or to nothing to have it "
+    "fetched",
     "replicate_api_token": "create one at replicate.com/account/api-tokens, or run "
     "`make run` without it to use the local sandbox",
 }
@@ -121,11 +125,13 @@ class Settings(DatabaseSettings):
         "https://api.replicate.com/v1", description="the provider, or a sandbox"
     )
     replicate_webhook_secret: SecretStr | None = Field(
-        None, description="whsec_…, for the provider's webhooks; not used yet"
+        None,
+        description="whsec_…, signs the provider's webhooks; unset: asked from its API",
     )
     public_base_url: str | None = Field(
         None,
-        description="our own URL as the internet sees it; makes output URLs absolute",
+        description="our own URL as the internet sees it; set: provider webhooks are"
+        " requested, and output URLs are absolute",
     )
     output_hosts: WordList = Field(
         ("replicate.delivery",),
@@ -200,6 +206,13 @@ class Settings(DatabaseSettings):
             raise ValueError("must be an http:// or https:// URL")
         return value.rstrip("/")
 
+    @field_validator("replicate_webhook_secret")
+    @classmethod
+    def _is_signing_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            signing_key(value.get_secret_value())
+        return value
+
     @field_validator("replicate_api_token")
     @classmethod
     def _is_not_empty(cls, value: SecretStr) -> SecretStr:
@@ -216,6 +229,20 @@ class Settings(DatabaseSettings):
     def job_deadline(self) -> timedelta:
         """How long a job may take from submission to a finished prediction."""
         return timedelta(seconds=self.job_deadline_seconds)
+
+    @property
+    def callback_base_url(self) -> str | None:
+        """Where the provider's webhooks start; None when none are to be requested.
+
+        Replicate takes https addresses only (api.replicate.com/openapi.json, 2026-03): one it
+        refuses must not cost the purchase.
+        """
+        if self.public_base_url is None:
+            return None
+        is_https = self.public_base_url.startswith("https://")
+        if self.buys_from_replicate and not is_https:
+            return None
+        return self.public_base_url + self.api_v1_prefix
 
     @property
     def buys_from_replicate(self) -> bool:

@@ -15,10 +15,27 @@ class Intended:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The provider has the prediction.  `is_adopted`: found by reconciling."""
+    """The provider has the prediction.
+
+    `is_adopted`: found by reconciling.  `usual_seconds` is how long the model usually takes,
+    None when nothing is known of it.
+    """
 
     handle: str
     is_adopted: bool = False
+    usual_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Somebody who speaks for the provider names the prediction of attempt `number`.
+
+    `is_over`: the provider is done with it.  May be old, repeated, or out of order.
+    """
+
+    number: int
+    handle: str
+    is_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +56,30 @@ class OutcomeUnknown:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """The provider was asked, and does not show the purchase (yet)."""
+    """The provider showed its whole list, and the purchase is not in it (yet)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """The provider is still at it."""
+    """The provider is still at it.
+
+    `is_contradicted`: so it answered, but it was heard to be done: an old answer, perhaps.
+    """
 
     progress: float | None = None
+    usual_seconds: float | None = None
+    is_contradicted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The provider is done; the files are still there, not here."""
+    """The provider is done; the files are still there, not here.
+
+    `ago_seconds` is how long before it was written down somebody learned so.
+    """
 
     predict_seconds: float | None = None
+    ago_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +133,7 @@ class LookFailed:
 Event: TypeAlias = (
     Intended
     | Started
+    | Heard
     | Refused
     | OutcomeUnknown
     | NotFound

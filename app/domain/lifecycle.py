@@ -13,7 +13,8 @@ it writes the answer down, whole, in the transaction that read the state.
 
 An attempt is one intended purchase.  It is written down as SENT *before* the provider is
 called, so whatever dies afterwards leaves a trace.  A SENT attempt without a handle may have
-been bought: it is reconciled, never sent again.
+been bought: it is reconciled, never sent again.  `Heard` may overtake the look that buys or
+reconciles: then what that look has to say is old, and changes nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from app.domain.events import (
     GenerationCancelled,
     GenerationFailed,
     Generated,
+    Heard,
     Intended,
     LookFailed,
     NotFound,
@@ -42,6 +44,9 @@ from app.domain.events import (
 )
 from app.domain.generation import Failure, RefusalKind
 from app.domain.policy import Policy, RetryPolicy
+
+# Looks that may call what was heard an error of the provider's, before it is forgotten.
+MOST_DOUBTS = 10
 
 
 class Status(StrEnum):
@@ -104,7 +109,8 @@ class JobState:
     `due_at` is when somebody must look next, None exactly when finished.  `attempt` is the
     latest one, `attempts` how many were made so far.  `is_claimed` tells whether somebody is
     looking right now (then `due_at` in the table is their lease).  `look_failures` counts
-    looks that came to nothing in a row.
+    looks that came to nothing in a row.  `has_news`: the provider was heard to be done since
+    the last look began.
     """
 
     status: Status
@@ -118,6 +124,7 @@ class JobState:
     progress: float | None = None
     is_cancel_requested: bool = False
     is_claimed: bool = False
+    has_news: bool = False
     look_failures: int = 0
     failure: Failure | None = None
     warnings: tuple[str, ...] = ()
@@ -203,11 +210,15 @@ class _Case:
 
 
 def _apply(case: _Case, event: Event) -> JobState:
+    if _is_overtaken(case.state, event):
+        return replace(case.state, due_at=case.now)
     match event:
         case Intended():
             return _intend(case, event)
         case Started():
             return _start(case, event)
+        case Heard():
+            return _hear(case, event)
         case Refused():
             return _refuse(case, event)
         case OutcomeUnknown():
@@ -257,15 +268,46 @@ def _intend(case: _Case, event: Event) -> JobState:
 
 
 def _start(case: _Case, event: Started) -> JobState:
-    state = case.state
     attempt = _require(case, event, Stage.SUBMITTING, Stage.RECONCILING)
-    wait = timedelta(0) if state.is_cancel_requested else case.policy.shortest_look
+    return _run(case, attempt, event.handle, event.usual_seconds)
+
+
+def _hear(case: _Case, event: Heard) -> JobState:
+    """Adopt a purchase of unknown fate, or one that was declared lost and is wanted still.
+
+    Where the handle is known already there is nothing to decide: whoever heard sees to it
+    that somebody looks.
+    """
+    state, attempt = case.state, case.state.attempt
+    if attempt is None or event.number > attempt.number:
+        return state
+    is_latest = event.number == attempt.number
+    is_awaited = attempt.state is AttemptState.SENT and is_latest
+    # Nothing was bought since: the late arrival saves a purchase.
+    is_wanted = state.status is Status.PENDING and attempt.state in (
+        AttemptState.LOST,
+        AttemptState.READY,
+    )
+    if not is_awaited and not is_wanted:
+        return state
+    running = _run(case, attempt, event.handle, usual_seconds=None)
+    if not event.is_over:
+        return running
+    return replace(running, has_news=True, due_at=case.now)
+
+
+def _run(
+    case: _Case, attempt: Attempt, handle: str, usual_seconds: float | None
+) -> JobState:
+    """The attempt is bought and runs at the provider."""
     return replace(
-        state,
+        case.state,
+        status=Status.PROCESSING,
         stage=Stage.GENERATING,
-        attempt=replace(attempt, state=AttemptState.RUNNING, handle=event.handle),
+        attempt=replace(attempt, state=AttemptState.RUNNING, handle=handle),
+        progress=None,
         look_failures=0,
-        due_at=case.now + wait,
+        due_at=_next_watch(case, attempt, usual_seconds),
     )
 
 
@@ -311,6 +353,8 @@ def _lose_sight(case: _Case, event: OutcomeUnknown) -> JobState:
 
 def _miss(case: _Case, event: NotFound) -> JobState:
     attempt = _require(case, event, Stage.RECONCILING)
+    if case.now >= case.state.deadline_at:
+        return _expire(case)
     due_at = _next_reconciliation(case, attempt)
     if due_at is not None:
         return replace(case.state, look_failures=0, due_at=due_at)
@@ -333,20 +377,31 @@ def _progress(case: _Case, event: Progressed) -> JobState:
         # Whole percents: finer steps would be a new version with every look.
         share = round(min(max(event.progress, 0.0), 1.0), 2)
         progress = max(progress or 0.0, share)
-    wait = case.policy.next_look(case.now - attempt.sent_at)
-    if state.is_cancel_requested:
-        wait = case.policy.shortest_look
-    return replace(state, progress=progress, look_failures=0, due_at=case.now + wait)
+    if event.is_contradicted and state.look_failures < MOST_DOUBTS:
+        doubts = state.look_failures + 1
+        return replace(
+            state,
+            progress=progress,
+            has_news=True,
+            look_failures=doubts,
+            due_at=case.now + case.policy.doubted_look(doubts),
+        )
+    due_at = _next_watch(case, attempt, event.usual_seconds)
+    return replace(state, progress=progress, look_failures=0, due_at=due_at)
 
 
 def _generate(case: _Case, event: Generated) -> JobState:
+    if case.state.stage is Stage.STORING:
+        return case.state  # written down before, and the answer to that was lost
     attempt = _require(case, event, Stage.GENERATING)
+    learned = case.now - timedelta(seconds=max(event.ago_seconds, 0.0))
     return replace(
         case.state,
         stage=Stage.STORING,
         attempt=replace(attempt, state=AttemptState.SUCCEEDED),
         progress=1.0,
-        generated_at=case.now,
+        generated_at=max(learned, case.state.started_at or learned),
+        has_news=False,
         look_failures=0,
         due_at=case.now,
     )
@@ -453,6 +508,25 @@ def _require(case: _Case, event: Event, *stages: Stage) -> Attempt:
     return attempt
 
 
+def _is_overtaken(state: JobState, event: Event) -> bool:
+    """Tell news of a purchase that was heard of meanwhile, and adopted."""
+    if state.stage is not Stage.GENERATING or state.attempt is None:
+        return False
+    if isinstance(event, Started):
+        return event.handle == state.attempt.handle
+    return isinstance(event, Refused | OutcomeUnknown | NotFound)
+
+
+def _next_watch(case: _Case, attempt: Attempt, usual_seconds: float | None) -> datetime:
+    """Say when to look at a running attempt by itself; the deadline is not slept through."""
+    state, now = case.state, case.now
+    if state.is_cancel_requested:
+        is_new = attempt.state is not AttemptState.RUNNING
+        return now if is_new else now + case.policy.shortest_look
+    look = now + case.policy.next_look(now - attempt.sent_at, usual_seconds)
+    return min(look, max(state.deadline_at, now + case.policy.shortest_look))
+
+
 def _next_reconciliation(case: _Case, attempt: Attempt) -> datetime | None:
     """Say when to ask the provider for the attempt next; None after the grace period."""
     moments = (attempt.sent_at + age for age in case.policy.reconcile_at)
@@ -494,6 +568,7 @@ def _finish(
         progress=1.0 if status is Status.COMPLETED else state.progress,
         failure=failure,
         is_claimed=False,
+        has_news=False,
         completed_at=now,
     )
 
@@ -506,4 +581,11 @@ def _deadline_exceeded() -> Failure:
 
 def _visible(state: JobState) -> JobState:
     """Blank what only the scheduler cares about."""
-    return replace(state, version=0, due_at=None, look_failures=0, is_claimed=False)
+    return replace(
+        state,
+        version=0,
+        due_at=None,
+        look_failures=0,
+        is_claimed=False,
+        has_news=False,
+    )

@@ -39,6 +39,10 @@ class Policy:
     data-retention), less a margin.  `last_resort` is how long after its time
     a job is still looked at when no look comes to an end; by then `Cancel-After` has ended
     whatever runs at the provider.
+
+    Webhooks and the sweep of the provider's list bring the news.  A look of a job's own is
+    for stragglers: it comes when `tardiness` times the usual time of the model are over
+    (`unknown_usual` where nothing is known), and then ever more rarely.
     """
 
     retry: RetryPolicy = RetryPolicy()
@@ -47,7 +51,10 @@ class Policy:
     )
     data_lifetime: timedelta = timedelta(minutes=55)
     shortest_look: timedelta = timedelta(milliseconds=500)
-    longest_look: timedelta = timedelta(seconds=5)
+    longest_look: timedelta = timedelta(seconds=60)
+    straggler_look: timedelta = timedelta(seconds=5)
+    tardiness: float = 3.0
+    unknown_usual: timedelta = timedelta(seconds=3)
     account_pause: timedelta = timedelta(seconds=30)
     last_resort: timedelta = timedelta(minutes=10)
 
@@ -56,6 +63,20 @@ class Policy:
         """How long an unknown outcome may stay unknown."""
         return self.reconcile_at[-1]
 
-    def next_look(self, age: timedelta) -> timedelta:
-        """Say how soon to look again at a prediction of this age: a tenth of it, bounded."""
-        return min(max(age / 10, self.shortest_look), self.longest_look)
+    def next_look(self, age: timedelta, usual_seconds: float | None) -> timedelta:
+        """Say how soon to look at a prediction of this age that nobody told of.
+
+        Not before it is a straggler; then after a third of its age, bounded.
+        """
+        usual = self.unknown_usual
+        if usual_seconds is not None:
+            usual = timedelta(seconds=min(max(usual_seconds, 0.0), 86_400.0))
+        late = max(usual * self.tardiness, self.straggler_look)
+        if age < late:
+            return max(late - age, self.shortest_look)
+        return min(max(age / 3, self.straggler_look), self.longest_look)
+
+    def doubted_look(self, doubts: int) -> timedelta:
+        """Say how soon to read again what was contradicted `doubts` times (from 1)."""
+        wait = self.shortest_look / 2 * 2.0 ** min(doubts - 1, 16)
+        return min(wait, self.straggler_look)

@@ -58,7 +58,8 @@ class Job(Base):
     """One job: what was asked, where it stands, and when somebody must look next.
 
     `due_at` is queue order, retry delay, next look and lease at once; whoever holds
-    `claim_token` is looking now.  `input` is exactly what goes to the provider.
+    `claim_token` is looking now.  `has_news`: the provider was heard to be done since that
+    look began.  `input` is exactly what goes to the provider.
     """
 
     __tablename__ = "jobs"
@@ -92,6 +93,7 @@ class Job(Base):
 
     due_at: Mapped[datetime | None] = mapped_column(Moment)
     claim_token: Mapped[UUID | None] = mapped_column(Uuid)
+    has_news: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     deadline_at: Mapped[datetime] = mapped_column(Moment)
     created_at: Mapped[datetime] = mapped_column(Moment)
     started_at: Mapped[datetime | None] = mapped_column(Moment)
@@ -143,7 +145,9 @@ class Attempt(Base):
 
     `fingerprint` names the exact input (`Job.input` never changes); `token` makes the
     webhook's address unguessable.  A prediction (`handle`) belongs to one attempt at most,
-    and a job has one open attempt at most: both are unique indexes.
+    and a job has one open attempt at most: both are unique indexes.  `cancel_at` is when the
+    prediction is next to be cancelled at the provider because nobody wants it; a LOST attempt
+    with a handle turned up late.
     """
 
     __tablename__ = "attempts"
@@ -159,6 +163,7 @@ class Attempt(Base):
     token: Mapped[str] = mapped_column(String(64))
     sent_at: Mapped[datetime] = mapped_column(Moment)
     closed_at: Mapped[datetime | None] = mapped_column(Moment)
+    cancel_at: Mapped[datetime | None] = mapped_column(Moment)
 
     __table_args__ = (
         UniqueConstraint("job_id", "number"),
@@ -182,6 +187,23 @@ class Attempt(Base):
             "job_id",
             unique=True,
             postgresql_where=text("state IN ('ready', 'sent', 'running')"),
+        ),
+        # The sweep: what runs at the provider, and since when.
+        Index(
+            "ix_attempts_running",
+            "sent_at",
+            postgresql_where=text("state = 'running'"),
+        ),
+        # Late survivors: searched for, and cancelled when nobody wants them.
+        Index(
+            "ix_attempts_lost",
+            "sent_at",
+            postgresql_where=text("state = 'lost' AND handle IS NULL"),
+        ),
+        Index(
+            "ix_attempts_cancel",
+            "cancel_at",
+            postgresql_where=text("cancel_at IS NOT NULL"),
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.generation import GenerationRequest
 from app.services.job_records import ASSETS, ATTEMPTS, JOBS
 
 # How far the clocks of the processes that make ids may be from the database's.
@@ -169,6 +170,111 @@ async def owned(conn: AsyncConnection, handles: Sequence[str]) -> set[str]:
     """Tell which of the handles belong to an attempt already."""
     rows = await conn.execute(_OWNED, {"handles": list(handles)})
     return set(rows.scalars())
+
+
+# ------------------------------------------------------------- what is at the provider
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Predictions of one model that run at the provider."""
+
+    count: int
+    oldest: datetime  # when it was sent
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """A prediction that is to be cancelled at the provider."""
+
+    attempt_id: UUID
+    handle: str
+    sent_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LostAttempt:
+    """An attempt that was declared lost, and what it asked for."""
+
+    attempt_id: UUID
+    token: str
+    request: GenerationRequest
+    sent_at: datetime
+
+
+_IN_FLIGHT = (
+    select(
+        JOBS.c.model,
+        func.count().label("total"),
+        func.min(ATTEMPTS.c.sent_at).label("oldest"),
+        func.now().label("now"),
+    )
+    .join(JOBS, JOBS.c.id == ATTEMPTS.c.job_id)
+    .where(ATTEMPTS.c.state == literal_column("'running'"))
+    .group_by(JOBS.c.model)
+)
+_RUNNING_AMONG = select(ATTEMPTS.c.handle).where(
+    ATTEMPTS.c.handle == func.any(bindparam("handles", type_=ARRAY(Text()))),
+    ATTEMPTS.c.state == literal_column("'running'"),
+    ATTEMPTS.c.sent_at <= bindparam("before"),
+)
+_UNWANTED = (
+    select(ATTEMPTS.c.id, ATTEMPTS.c.handle, ATTEMPTS.c.sent_at)
+    .where(ATTEMPTS.c.cancel_at <= func.now(), ATTEMPTS.c.handle.is_not(None))
+    .order_by(ATTEMPTS.c.cancel_at)
+    .limit(bindparam("limit"))
+)
+_LOST = (
+    select(
+        *(ATTEMPTS.c.id, ATTEMPTS.c.token, ATTEMPTS.c.sent_at),
+        *(JOBS.c.model, JOBS.c.input),
+    )
+    .join(JOBS, JOBS.c.id == ATTEMPTS.c.job_id)
+    .where(ATTEMPTS.c.state == literal_column("'lost'"), ATTEMPTS.c.handle.is_(None))
+    .where(ATTEMPTS.c.sent_at > func.now() - bindparam("age", type_=Interval()))
+    .order_by(ATTEMPTS.c.sent_at)
+    .limit(bindparam("limit"))
+)
+
+
+async def in_flight(conn: AsyncConnection) -> tuple[dict[str, InFlight], datetime]:
+    """Count what runs at the provider, by model; and tell the database's clock.
+
+    Without anything in flight the clock is not asked, and the moment means nothing.
+    """
+    found: dict[str, InFlight] = {}
+    now = datetime.now(UTC)
+    for row in await conn.execute(_IN_FLIGHT):
+        now = row.now
+        found[row.model] = InFlight(row.total, row.oldest)
+    return found, now
+
+
+async def running_among(
+    conn: AsyncConnection, handles: Sequence[str], *, before: datetime
+) -> set[str]:
+    """Tell which of the predictions are ours, not known to be over, and sent by then."""
+    values = {"handles": list(handles), "before": before}
+    return set((await conn.execute(_RUNNING_AMONG, values)).scalars())
+
+
+async def unwanted(conn: AsyncConnection, *, limit: int) -> list[Unwanted]:
+    """Name predictions nobody wants whose cancellation is due."""
+    rows = await conn.execute(_UNWANTED, {"limit": limit})
+    return [Unwanted(row.id, row.handle, row.sent_at) for row in rows]
+
+
+async def lost_attempts(
+    conn: AsyncConnection, *, age: timedelta, limit: int
+) -> list[LostAttempt]:
+    """Name lost attempts younger than `age` whose purchase never turned up, oldest first."""
+    rows = await conn.execute(_LOST, {"age": age, "limit": limit})
+    return [
+        LostAttempt(
+            row.id, row.token, GenerationRequest(row.model, row.input), row.sent_at
+        )
+        for row in rows
+    ]
 
 
 # ---------------------------------------------------------------------------- figures

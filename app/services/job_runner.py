@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 
@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from app.core.counters import SharedCounters
 from app.core.crashpoints import Point, reach
 from app.domain import errors, generation
+from app.domain.durations import Durations
 from app.domain.errors import (
     LostClaim,
     OutputError,
@@ -44,11 +45,12 @@ from app.domain.events import (
 )
 from app.domain.generation import Failure, MediaClient, Phase, Prediction
 from app.domain.lifecycle import IllegalEvent, Stage
+from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
 from app.services.job_service import Change, Hold, Outcome
 from app.services.ledger import LEASE, Ledger
 from app.services.media_store import MediaStore
-from app.services.reconciler import Reconciler
+from app.services.reconciler import Reconciler, Seeker
 
 log = structlog.get_logger("app.runner")
 
@@ -56,13 +58,15 @@ SHORTEST_CANCEL_AFTER = timedelta(seconds=5)  # the provider's minimum
 CONFIRMATION = timedelta(seconds=30)  # how long a cancelled prediction may linger
 FETCHES = 2  # tries for a file whose bytes are complete and wrong
 DOWNLOADS_AT_ONCE = 64
+SOON = timedelta(milliseconds=500)  # a fetch that takes longer is worth telling about
 
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a look came to."""
+    """What a look came to.  `made`: what is to be written down just before, if it is not yet."""
 
     event: Event
+    made: Generated | None = None
     outputs: tuple[StoredOutput, ...] = ()
     cost_usd: Decimal | None = None
 
@@ -79,14 +83,20 @@ class JobRunner:
         counters: SharedCounters,
         max_output_bytes: int,
         price_of: Callable[[str], Decimal | None],
+        reconciler: Reconciler,
+        durations: Durations,
+        callback_base_url: str | None = None,
     ) -> None:
+        """`callback_base_url` is where the provider reaches our JSON API, if it can."""
         self._ledger = ledger
         self._client = client
         self._store = store
         self._counters = counters
         self._max_output_bytes = max_output_bytes
         self._price_of = price_of
-        self._reconciler = Reconciler(ledger, client)
+        self._reconciler = reconciler
+        self._durations = durations
+        self._callback_base_url = callback_base_url
         self._downloads = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
 
     async def advance(self, claim: Claim) -> timedelta | None:
@@ -148,12 +158,15 @@ class JobRunner:
         left = claim.state.deadline_at - claim.now
         reach(Point.PURCHASE_INTENDED)
         outcome = await self._client.create(
-            claim.request, cancel_after=max(left, SHORTEST_CANCEL_AFTER)
+            claim.request,
+            cancel_after=max(left, SHORTEST_CANCEL_AFTER),
+            webhook=self._webhook(claim),
         )
         reach(Point.PURCHASE_MADE)
         match outcome:
             case generation.Started(prediction):
-                return _Result(Started(prediction.handle))
+                usual = self._durations.usual_seconds(claim.request.model)
+                return _Result(Started(prediction.handle, usual_seconds=usual))
             case generation.Refused(kind, failure, retry_after):
                 log.warning("purchase.refused", kind=kind.value, code=failure.code)
                 wait = retry_after.total_seconds() if retry_after else None
@@ -163,15 +176,26 @@ class JobRunner:
                 self._counters.add("unknown_outcomes", reason="no_answer")
                 return _Result(OutcomeUnknown(reason))
 
+    def _webhook(self, claim: Claim) -> str | None:
+        """Compose the address at which the provider may tell about this attempt."""
+        if self._callback_base_url is None:
+            return None
+        assert claim.attempt_id is not None and claim.attempt_token is not None
+        return callback_url(
+            self._callback_base_url, claim.attempt_id, claim.attempt_token
+        )
+
     async def _reconcile(self, claim: Claim) -> _Result:
         """Ask the provider whether the purchase of unknown fate was made."""
-        prediction = await self._reconciler.find(claim)
-        if prediction is not None:
-            self._counters.add("orphans_adopted")
-            return _Result(Started(prediction.handle, is_adopted=True))
-        if claim.now >= claim.state.deadline_at:
-            return _Result(Expired())
-        return _Result(NotFound())
+        attempt = claim.state.attempt
+        assert attempt is not None and claim.attempt_id is not None
+        found = await self._reconciler.find(
+            Seeker(claim.attempt_id, claim.request, attempt.sent_at)
+        )
+        if found is None:
+            return _Result(NotFound())
+        self._counters.add("orphans_adopted", by="list")
+        return _Result(Started(found.prediction.handle, is_adopted=True))
 
     async def _watch(self, claim: Claim) -> _Result:
         """Read the prediction; end it first when nobody wants it any more."""
@@ -190,7 +214,11 @@ class JobRunner:
             case Phase.QUEUED | Phase.RUNNING:
                 if claim.now >= state.deadline_at + CONFIRMATION:
                     return _Result(Expired())
-                return _Result(Progressed(prediction.progress))
+                usual = self._durations.usual_seconds(claim.request.model)
+                progress = Progressed(
+                    prediction.progress, usual, is_contradicted=state.has_news
+                )
+                return _Result(progress)
             case Phase.CANCELLED | Phase.ABORTED:
                 is_aborted = prediction.phase is Phase.ABORTED
                 return _Result(GenerationCancelled(is_aborted))
@@ -201,24 +229,32 @@ class JobRunner:
                 return await self._collect(claim, prediction)
 
     async def _collect(self, claim: Claim, prediction: Prediction) -> _Result:
-        """Say that the picture is made, and fetch it meanwhile."""
-        made = Change(
-            claim.job_id,
-            Generated(prediction.predict_seconds),
-            Hold.KEEP,
-            claim.token,
-        )
+        """Fetch the picture; say that it is made, at the latest when the fetch takes long."""
         if not prediction.outputs:
             return _Result(_nothing_made(prediction))
+        self._learn(claim, prediction)
+        learned = time.monotonic()
         fetching = asyncio.ensure_future(self._fetch(claim, prediction))
         try:
-            await self._ledger.change(made)
+            await asyncio.wait((fetching,), timeout=SOON.total_seconds())
+            made = Generated(prediction.predict_seconds, time.monotonic() - learned)
+            if fetching.done() and fetching.exception() is None:
+                # One transaction instead of two.
+                return replace(fetching.result(), made=made)
+            change = Change(claim.job_id, made, Hold.KEEP, claim.token)
+            await self._ledger.change(change)
             reach(Point.PICTURE_GENERATED)
             return await fetching
         finally:
             # Whatever became of it is known by now, or nobody wants it any more.
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
+
+    def _learn(self, claim: Claim, prediction: Prediction) -> None:
+        """Remember how long the model took."""
+        if prediction.created_at is not None and prediction.completed_at is not None:
+            took = prediction.completed_at - prediction.created_at
+            self._durations.learn(claim.request.model, took)
 
     async def _store_late(self, claim: Claim) -> _Result:
         """Fetch what an earlier look could not."""
@@ -253,8 +289,8 @@ class JobRunner:
         price = self._price_of(claim.request.model)
         return _Result(
             Stored(len(outputs), _warnings(claim, len(outputs))),
-            tuple(outputs),
-            None if price is None else price * len(outputs),
+            outputs=tuple(outputs),
+            cost_usd=None if price is None else price * len(outputs),
         )
 
     async def _fetch_one(self, index: int, url: str) -> StoredOutput:
@@ -285,18 +321,24 @@ class JobRunner:
 
         Safe to insist: the claim's token refuses the settle once somebody else has the job.
         """
-        change = Change(
-            claim.job_id,
-            result.event,
-            Hold.RELEASE,
-            claim.token,
-            result.outputs,
-            result.cost_usd,
+        changes = []
+        if result.made is not None:
+            changes.append(Change(claim.job_id, result.made, Hold.KEEP, claim.token))
+        changes.append(
+            Change(
+                claim.job_id,
+                result.event,
+                Hold.RELEASE,
+                claim.token,
+                result.outputs,
+                result.cost_usd,
+            )
         )
         waited, pause = timedelta(0), timedelta(milliseconds=50)
         while waited < LEASE * 2:
             try:
-                outcome = await self._ledger.change(change)
+                # Asked for together, they are written together, in order.
+                *_, outcome = await asyncio.gather(*map(self._ledger.change, changes))
             except LostClaim:
                 return self._give_way()
             except IntegrityError:

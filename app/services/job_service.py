@@ -45,6 +45,7 @@ from app.domain.lifecycle import JobState, Stage, Status, decide, overdue
 from app.domain.policy import Policy
 from app.services.job_records import (
     ASSETS,
+    ATTEMPTS,
     EVENTS,
     JOBS,
     SELECT_STATE,
@@ -281,7 +282,9 @@ async def claim(
         elif state.status is not Status.PENDING:
             if row.claim_token is not None:
                 log.warning("job.lease_expired", job_id=str(row.id), stage=state.stage)
-            writes.add(row, state, state, due_at=row.now + lease, claim_token=token)
+            # What was heard until now, this look will see.
+            known = replace(state, has_news=False)
+            writes.add(row, state, known, due_at=row.now + lease, claim_token=token)
             claims.append(read_claim(row, state, token, began=began, is_fresh=False))
         elif starts > 0:
             starts -= 1
@@ -305,7 +308,7 @@ def _intend(
         attempt_id, attempt_token = uuid4(), secrets.token_urlsafe(24)
     writes.add(row, state, after, due_at=row.now + lease, claim_token=token)
     writes.event(row, after, Intended())
-    writes.attempt(row, after.attempt, attempt_id, attempt_token)
+    writes.attempt(row, after, Intended(), attempt_id=attempt_id, token=attempt_token)
     return read_claim(
         row,
         after,
@@ -356,6 +359,9 @@ async def transition(
             continue
         before = states[row.id]
         after = decide(before, change.event, row.now, policy, random.random())
+        if change.hold is Hold.RELEASE and before.has_news and not after.is_terminal:
+            # Heard while the look went on, which may have asked too early.
+            after = replace(after, due_at=row.now)
         if change.hold is Hold.RELEASE or after.is_terminal:
             tokens[row.id] = None
         next_look = _ahead(after, row.now)
@@ -380,7 +386,7 @@ async def transition(
             writes.event(row, after, change.event)
             writes.outputs(row, change.outputs)
         if after.attempt != before.attempt:
-            writes.attempt(row, after.attempt, row.attempt_id, row.attempt_token)
+            writes.attempt(row, after, change.event)
     await writes.flush(conn)
     return outcomes
 
@@ -402,6 +408,20 @@ async def cancel(conn: AsyncConnection, job_id: UUID, *, policy: Policy) -> Outc
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+_CANCEL_AGAIN = (
+    update(ATTEMPTS).where(ATTEMPTS.c.id == bindparam("attempt_id", type_=Uuid()))
+    # NULL: nothing more is to be done.
+    .values(cancel_at=func.now() + bindparam("after", type_=Interval()))
+)
+
+
+async def cancel_again(
+    conn: AsyncConnection, attempt_id: UUID, *, after: timedelta | None
+) -> None:
+    """Say when to cancel an unwanted prediction again; None: it is over.  Does not commit."""
+    await conn.execute(_CANCEL_AGAIN, {"attempt_id": attempt_id, "after": after})
 
 
 _KEYS_OF = select(ASSETS.c.key).where(ASSETS.c.job_id == bindparam("job_id"))

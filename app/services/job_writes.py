@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.database import arrays, unnest
 from app.domain import journal
-from app.domain.events import Event
+from app.domain.events import Event, Expired
 from app.domain.generation import GenerationRequest
-from app.domain.lifecycle import Attempt, JobState, decide
+from app.domain.lifecycle import JobState, decide
 from app.domain.policy import Policy
 from app.services import file_locks
 from app.services.job_records import (
@@ -42,7 +42,7 @@ _UPDATE_JOBS = (
 )
 _ATTEMPT_COLUMNS = (
     *("id", "job_id", "number", "state", "handle", "fingerprint", "token"),
-    *("sent_at", "closed_at"),
+    *("sent_at", "closed_at", "cancel_at"),
 )
 _attempts = unnest(ATTEMPTS, _ATTEMPT_COLUMNS, alias="new")
 _insert_attempts = upsert(ATTEMPTS).from_select(
@@ -52,7 +52,7 @@ _WRITE_ATTEMPTS = _insert_attempts.on_conflict_do_update(
     index_elements=[ATTEMPTS.c.job_id, ATTEMPTS.c.number],
     set_={
         name: _insert_attempts.excluded[name]
-        for name in ("state", "handle", "sent_at", "closed_at")
+        for name in ("state", "handle", "sent_at", "closed_at", "cancel_at")
     },
 )
 _EVENT_COLUMNS = ("job_id", "version", "name", "data", "status", "stage", "at")
@@ -120,7 +120,7 @@ class Writes:
         self.add(row, state, after, due_at=after.due_at, claim_token=None)
         self.event(row, after, event)
         if after.attempt != state.attempt:
-            self.attempt(row, after.attempt, row.attempt_id, row.attempt_token)
+            self.attempt(row, after, event)
 
     def event(self, row: Any, after: JobState, event: Event) -> None:
         """Append the event to the job's history."""
@@ -138,22 +138,32 @@ class Writes:
         )
 
     def attempt(
-        self, row: Any, attempt: Attempt | None, attempt_id: UUID, token: str
+        self,
+        row: Any,
+        after: JobState,
+        event: Event,
+        *,
+        attempt_id: UUID | None = None,
+        token: str | None = None,
     ) -> None:
-        """Write the attempt, new or changed."""
+        """Write the attempt, changed, or new with an id and a token of its own."""
+        attempt = after.attempt
         if attempt is None:
             return
         is_over = not attempt.state.is_open
+        # Given up while it runs: nobody saw the provider agree.
+        is_unwanted = is_over and isinstance(event, Expired) and attempt.handle
         self._attempts[row.id, attempt.number] = {
-            "id": attempt_id,
+            "id": attempt_id or row.attempt_id,
             "job_id": row.id,
             "number": attempt.number,
             "state": attempt.state.value,
             "handle": attempt.handle,
             "fingerprint": GenerationRequest(row.model, row.input).fingerprint,
-            "token": token,
+            "token": token or row.attempt_token,
             "sent_at": attempt.sent_at,
             "closed_at": row.now if is_over else None,
+            "cancel_at": row.now if is_unwanted else None,
         }
 
     def outputs(self, row: Any, outputs: Sequence[StoredOutput]) -> None:

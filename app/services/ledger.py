@@ -12,17 +12,18 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.core.batching import Batcher
 from app.core.database import DISCONNECTED, is_disconnect
 from app.domain.errors import NotFound, Unavailable
 from app.domain.policy import Policy
-from app.services import file_locks, job_queries, job_service
+from app.services import file_locks, job_queries, job_service, news
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
 from app.services.job_service import Change, NewJob, Outcome
+from app.services.news import Hint, Told
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
 CLAIM_PATIENCE = timedelta(seconds=5)
@@ -73,6 +74,9 @@ class Ledger:
         self._reads: Batcher[UUID, JobRecord] = Batcher(
             self._read, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
         )
+        self._hints: Batcher[Hint, Told] = Batcher(
+            self._hear, limit=MOST_AT_ONCE, is_shared=_is_shared
+        )
 
     async def submit(self, job: NewJob) -> datetime:
         """Accept the job, together with whoever else submits now; say when it was born."""
@@ -88,6 +92,23 @@ class Ledger:
         """Read the job, together with whoever else reads now; raise `NotFound`."""
         async with _within(PATIENCE):
             return await self._reads(job_id)
+
+    async def hint(self, hint: Hint) -> Told:
+        """Take news of an attempt, together with whoever else brings some; see `news.hear`.
+
+        Raises `NotFound` when the attempt does not exist or has another token.
+        """
+        try:
+            async with _within(PATIENCE):
+                return await self._hints(hint)
+        except IntegrityError:
+            # Among equal purchases another attempt has just become the owner.
+            return Told()
+
+    async def wake(self, handles: Sequence[str]) -> list[UUID]:
+        """Make the jobs of these predictions due now: see `news.wake`."""
+        async with _within(CLAIM_PATIENCE), self.transaction() as conn:
+            return await news.wake(conn, handles)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -146,6 +167,10 @@ class Ledger:
         # A silent connection must not hold everybody's lane; changes may be repeated.
         async with _within(PATIENCE), self.transaction() as conn:
             return await job_service.transition(conn, changes, policy=self.policy)
+
+    async def _hear(self, hints: Sequence[Hint]) -> Sequence[Told | Exception]:
+        async with _within(PATIENCE), self.transaction() as conn:
+            return await news.hear(conn, hints, policy=self.policy)
 
     async def _read(self, job_ids: Sequence[UUID]) -> Sequence[JobRecord | Exception]:
         async with _within(PATIENCE):

@@ -2,19 +2,22 @@
 
 The bell is lossy and processes die; the rows are neither.  Twice a second the leader asks
 the table what is due and has it looked at: by its own engine first, by the other workers
-for what is beyond it.
+for what is beyond it.  What else is done once per deployment, at a pace of its own, is a duty.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Protocol
 from uuid import UUID
 
 import structlog
 
 from app.core.leasing import Leadership
 from app.core.queue import Bell
+from app.domain.errors import Unavailable
 from app.services import job_queries
 from app.services.engine import DATABASE_TROUBLE, Engine
 from app.services.ledger import MOST_AT_ONCE, Ledger
@@ -25,19 +28,35 @@ LEADERSHIP_KEY = 0x6D67_0001
 ROUND = timedelta(milliseconds=500)
 SLACK = timedelta(milliseconds=750)  # a worker's own timers come first
 RINGS_A_ROUND = 32
+REST_AFTER_TROUBLE = timedelta(seconds=2)
+
+
+class Duty(Protocol):
+    """Something the leader does again and again.  May be cut off anywhere."""
+
+    async def perform(self) -> timedelta:
+        """Do it once; say how long to rest.  Raises `Unavailable` when it cannot be done."""
+        ...
 
 
 class Watcher:
     """Runs in every worker; works in the one that holds the leadership."""
 
     def __init__(
-        self, *, ledger: Ledger, engine: Engine, leadership: Leadership, bell: Bell
+        self,
+        *,
+        ledger: Ledger,
+        engine: Engine,
+        leadership: Leadership,
+        bell: Bell,
+        duties: Sequence[Duty] = (),
     ) -> None:
         self._ledger = ledger
         self._engine = engine
         self._leadership = leadership
         self._bell = bell
-        self._task: asyncio.Task[None] | None = None
+        self._duties = duties
+        self._tasks: list[asyncio.Task[None]] = []
         self._led = False
 
     @property
@@ -47,13 +66,17 @@ class Watcher:
 
     def start(self) -> None:
         """Start the rounds, in the running loop."""
-        self._task = asyncio.create_task(self._watch_for_ever(), name="watcher")
+        self._tasks = [asyncio.create_task(self._watch_for_ever(), name="watcher")]
+        for duty in self._duties:
+            serving = self._serve_for_ever(duty)
+            name = type(duty).__name__
+            self._tasks.append(asyncio.create_task(serving, name=name))
 
     async def stop(self) -> None:
         """End the rounds and give the leadership up."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._leadership.resign()
 
     async def _watch_for_ever(self) -> None:
@@ -67,6 +90,19 @@ class Watcher:
             # With more due than one round takes, go on as soon as there is room.
             pause = ROUND / 10 if is_full else ROUND
             await asyncio.sleep(pause.total_seconds())
+
+    async def _serve_for_ever(self, duty: Duty) -> None:
+        """Perform the duty while leading; two leaders at once cost requests, no more."""
+        while True:
+            rest = ROUND
+            if self._led:
+                try:
+                    rest = await duty.perform()
+                except (Unavailable, *DATABASE_TROUBLE) as error:
+                    name = type(duty).__name__
+                    log.warning("duty.failed", duty=name, error=type(error).__name__)
+                    rest = REST_AFTER_TROUBLE
+            await asyncio.sleep(rest.total_seconds())
 
     async def _confirm(self) -> bool:
         leads = await self._leadership.confirm()

@@ -49,6 +49,7 @@ def test_what_is_wrong_is_named_and_no_secret_is_shown(tmp_path: Path) -> None:
         "STORAGE_URL": "ftp://pictures",
         "PUBLIC_BASE_URL": "pictures.example",
         "API_V1_PREFIX": "api",
+        "REPLICATE_WEBHOOK_SECRET": "whsec_hunter2%",
         "LOG_FORMAT": "xml",
         "DEBUG": "perhaps",
     }

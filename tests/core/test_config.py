@@ -79,6 +79,9 @@ def test_a_missing_setting_is_named_with_its_remedy(
         ("STORAGE_URL", "ftp://somewhere"),
         ("REPLICATE_API_BASE_URL", "api.replicate.com"),
         ("PUBLIC_BASE_URL", "ftp://us.example"),
+        ("REPLICATE_WEBHOOK_SECRET", "hidden"),
+        ("REPLICATE_WEBHOOK_SECRET", "whsec_"),
+        ("REPLICATE_WEBHOOK_SECRET", "whsec_hidden-hidden"),
         ("MAX_RETRIES", "-1"),
         ("MAX_RETRIES", "many"),
         ("RETRY_BACKOFF_BASE", "0.5"),
@@ -175,3 +178,37 @@ def test_base_urls_lose_their_last_slash(settings: Callable[..., Settings]) -> N
 
     assert made.public_base_url == "https://us.example"
     assert not made.buys_from_replicate
+
+
+@pytest.mark.parametrize(
+    ("provider", "public", "callbacks"),
+    [
+        ("https://api.replicate.com/v1", None, None),
+        (
+            "https://api.replicate.com/v1",
+            "https://us.example/media/",
+            "https://us.example/media/api/v2",
+        ),
+        ("https://api.replicate.com/v1", "http://localhost:8000", None),
+        (
+            "http://127.0.0.1:9/v1",
+            "http://127.0.0.1:8000",
+            "http://127.0.0.1:8000/api/v2",
+        ),
+    ],
+)
+def test_webhooks_are_requested_where_the_provider_can_send_them(
+    settings: Callable[..., Settings],
+    provider: str,
+    public: str | None,
+    callbacks: str | None,
+) -> None:
+    made = settings(
+        database_url="postgresql://db/x",
+        redis_url="redis://cache",
+        replicate_api_base_url=provider,
+        public_base_url=public,
+        api_v1_prefix="/api/v2",
+    )
+
+    assert made.callback_base_url == callbacks

@@ -12,6 +12,7 @@ from app.domain.events import (
     GenerationCancelled,
     GenerationFailed,
     Generated,
+    Heard,
     Intended,
     LookFailed,
     NotFound,
@@ -37,6 +38,8 @@ EVENTS: Mapping[str, Event] = {
     "intended": Intended(),
     "started": Started("h-1"),
     "adopted": Started("h-1", is_adopted=True),
+    "heard": Heard(1, "h-1", is_over=False),
+    "heard_over": Heard(1, "h-1", is_over=True),
     "refused_permanent": Refused(RefusalKind.PERMANENT, FAILURE),
     "refused_transient": Refused(RefusalKind.TRANSIENT, FAILURE),
     "throttled": Refused(RefusalKind.THROTTLED, FAILURE, 10.0),
@@ -45,7 +48,8 @@ EVENTS: Mapping[str, Event] = {
     "not_found": NotFound(),
     "progressed": Progressed(0.5),
     "no_progress": Progressed(),
-    "generated": Generated(1.5),
+    "contradicted": Progressed(0.5, 2.0, is_contradicted=True),
+    "generated": Generated(1.5, 0.25),
     "failed_for_good": GenerationFailed(FAILURE, is_transient=False),
     "failed_for_now": GenerationFailed(FAILURE, is_transient=True),
     "ended_by_provider": GenerationCancelled(),
@@ -68,10 +72,18 @@ def after(*names: str, now: datetime = NOW) -> JobState:
 
 
 SENT = ("intended",)
+NEWS = ("heard", "heard_over")
+OVERTAKEN = (  # what the look that bought has to say when its purchase was heard of before
+    *("started", "adopted", "refused_permanent", "refused_transient", "throttled"),
+    *("account_refused", "unknown", "not_found"),
+)
 STATES: Mapping[str, JobState] = {
     "queued": after(),
     "queued_throttled": after(*SENT, "throttled"),
     "queued_again": after(*SENT, "refused_transient"),
+    "queued_lost": decide(
+        after(*SENT, "unknown"), NotFound(), NOW + POLICY.grace, POLICY, 0.5
+    ),
     "submitting": after(*SENT),
     "submitting_cancelled": after(*SENT, "cancel"),
     "reconciling": after(*SENT, "unknown"),
@@ -86,11 +98,23 @@ STATES: Mapping[str, JobState] = {
 # What a state becomes: a stage's name, or a final status.  What is not here is illegal.
 LEGAL: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(
-        ("queued", "queued_throttled", "queued_again"),
-        {"intended": "submitting", "cancel": "cancelled", "look_failed": "queued"},
+        ("queued", "queued_again"),
+        {
+            **dict.fromkeys(("look_failed", *NEWS), "queued"),
+            **{"intended": "submitting", "cancel": "cancelled"},
+        },
+    ),
+    # Nothing was bought since: what is heard of is used.
+    **dict.fromkeys(
+        ("queued_throttled", "queued_lost"),
+        {
+            **dict.fromkeys(NEWS, "generating"),
+            **{"intended": "submitting", "cancel": "cancelled"},
+            "look_failed": "queued",
+        },
     ),
     "submitting": {
-        **dict.fromkeys(("started", "adopted"), "generating"),
+        **dict.fromkeys(("started", "adopted", *NEWS), "generating"),
         "refused_permanent": "failed",
         **dict.fromkeys(
             ("refused_transient", "throttled", "account_refused"), "queued"
@@ -99,7 +123,7 @@ LEGAL: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("cancel", "look_failed"), "submitting"),
     },
     "submitting_cancelled": {
-        **dict.fromkeys(("started", "adopted"), "generating"),
+        **dict.fromkeys(("started", "adopted", *NEWS), "generating"),
         "refused_permanent": "failed",
         **dict.fromkeys(
             ("refused_transient", "throttled", "account_refused"), "cancelled"
@@ -108,7 +132,7 @@ LEGAL: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("cancel", "look_failed"), "submitting"),
     },
     "reconciling": {
-        **dict.fromkeys(("started", "adopted"), "generating"),
+        **dict.fromkeys(("started", "adopted", *NEWS), "generating"),
         **dict.fromkeys(("not_found", "cancel", "look_failed"), "reconciling"),
     },
     "generating": {
@@ -116,8 +140,10 @@ LEGAL: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("failed_for_good", "ended_by_provider"), "failed"),
         **dict.fromkeys(("failed_for_now", "aborted"), "queued"),
         **dict.fromkeys(
-            ("progressed", "no_progress", "cancel", "look_failed"), "generating"
+            ("progressed", "no_progress", "contradicted", "cancel", "look_failed"),
+            "generating",
         ),
+        **dict.fromkeys((*NEWS, *OVERTAKEN), "generating"),
     },
     "generating_cancelled": {
         "generated": "storing",
@@ -126,13 +152,16 @@ LEGAL: Mapping[str, Mapping[str, str]] = {
             ("ended_by_provider", "failed_for_now", "aborted"), "cancelled"
         ),
         **dict.fromkeys(
-            ("progressed", "no_progress", "cancel", "look_failed"), "generating"
+            ("progressed", "no_progress", "contradicted", "cancel", "look_failed"),
+            "generating",
         ),
+        **dict.fromkeys((*NEWS, *OVERTAKEN), "generating"),
     },
     "storing": {
         "stored": "completed",
         "output_gone": "failed",
         **dict.fromkeys(("output_failed", "cancel", "look_failed"), "storing"),
+        **dict.fromkeys(("generated", *NEWS), "storing"),
     },
 }
 

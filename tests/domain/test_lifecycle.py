@@ -8,6 +8,8 @@ from app.domain.events import (
     CancelRequested,
     GenerationCancelled,
     GenerationFailed,
+    Generated,
+    Heard,
     Intended,
     LookFailed,
     NotFound,
@@ -37,6 +39,7 @@ from tests.domain.cases import (
     LATE,
     LEGAL,
     NOW,
+    OVERTAKEN,
     POLICY,
     STATES,
     after,
@@ -95,6 +98,7 @@ def test_the_deadline_is_not_a_moment_early() -> None:
     [
         ("queued", None),
         ("queued_throttled", AttemptState.REFUSED),
+        ("queued_lost", AttemptState.LOST),
         ("submitting", AttemptState.LOST),
         ("reconciling", AttemptState.LOST),
         ("generating", AttemptState.CANCELLED),
@@ -221,20 +225,120 @@ def test_an_outcome_unknown_since_long_ago_is_asked_for_at_once() -> None:
 
 def test_a_lost_attempt_is_replaced_while_the_provider_would_still_show_it() -> None:
     last = NOW + POLICY.data_lifetime
+    patient = replace(STATES["reconciling"], deadline_at=last + DEADLINE)
 
-    assert _place(decide(STATES["reconciling"], NotFound(), last, POLICY, 0)) == (
-        "queued"
-    )
+    assert _place(decide(patient, NotFound(), last, POLICY, 0)) == "queued"
 
 
 def test_after_the_providers_hour_a_lost_attempt_is_never_replaced() -> None:
     too_late = NOW + POLICY.data_lifetime + timedelta(microseconds=1)
 
-    state = decide(STATES["reconciling"], NotFound(), too_late, POLICY, 0.5)
+    patient = replace(STATES["reconciling"], deadline_at=too_late + DEADLINE)
+    state = decide(patient, NotFound(), too_late, POLICY, 0.5)
 
     assert (state.status, _attempt(state)) == (Status.FAILED, AttemptState.LOST)
     assert state.failure is not None
     assert state.failure.code == "outcome_lost"
+
+
+def test_what_the_list_does_not_show_at_the_deadline_is_late() -> None:
+    state = decide(STATES["reconciling"], NotFound(), LATE, POLICY, 0.5)
+
+    assert (state.status, _attempt(state)) == (Status.FAILED, AttemptState.LOST)
+    assert state.failure is not None
+    assert state.failure.code == "deadline_exceeded"
+
+
+# ----------------------------------------------------------------------------- what is heard
+
+
+@pytest.mark.parametrize("state", ["submitting", "reconciling"])
+def test_a_purchase_that_is_heard_of_is_adopted(state: str) -> None:
+    heard = decide(STATES[state], Heard(1, "h-9", is_over=False), NOW, POLICY, 0.5)
+
+    assert heard.attempt is not None
+    assert (heard.attempt.state, heard.attempt.handle) == (AttemptState.RUNNING, "h-9")
+    assert (heard.has_news, heard.version) == (False, STATES[state].version + 1)
+
+
+@pytest.mark.parametrize("state", ["submitting", "reconciling", "queued_lost"])
+def test_a_purchase_that_is_heard_to_be_over_is_looked_at_now(state: str) -> None:
+    heard = decide(STATES[state], Heard(1, "h-9", is_over=True), NOW, POLICY, 0.5)
+
+    assert (heard.stage, heard.due_at) == (Stage.GENERATING, NOW)
+    assert heard.has_news
+
+
+def test_a_lost_purchase_that_turns_up_is_used_instead_of_another() -> None:
+    lost = STATES["queued_lost"]
+
+    used = decide(lost, Heard(1, "h-9", is_over=False), NOW, POLICY, 0.5)
+
+    assert used.attempt is not None
+    assert (used.attempt.number, used.attempt.handle) == (1, "h-9")
+    assert (used.status, used.attempts) == (Status.PROCESSING, 1)
+
+
+def test_an_older_purchase_stands_in_for_one_that_was_not_made_yet() -> None:
+    lost = decide(STATES["queued_lost"], Intended(), NOW, POLICY, 0.5)
+    ready = decide(lost, EVENTS["throttled"], NOW, POLICY, 0.5)
+
+    used = decide(ready, Heard(1, "h-9", is_over=False), NOW, POLICY, 0.5)
+
+    assert used.attempt is not None
+    assert (used.attempt.number, used.attempt.handle) == (2, "h-9")
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_what_is_heard_of_another_attempt_changes_nothing(number: int) -> None:
+    second = decide(STATES["queued_again"], Intended(), NOW, POLICY, 0.5)
+
+    assert decide(second, Heard(number, "h-9", True), NOW, POLICY, 0.5) is second
+
+
+def test_a_running_attempt_has_one_prediction() -> None:
+    with pytest.raises(IllegalEvent):
+        decide(STATES["generating"], Started("another"), NOW, POLICY, 0.5)
+    same = decide(STATES["generating"], Heard(1, "another", True), NOW, POLICY, 0.5)
+    assert same is STATES["generating"]
+
+
+@pytest.mark.parametrize("event", OVERTAKEN)
+def test_a_look_that_was_overtaken_changes_nothing_but_the_next_look(
+    event: str,
+) -> None:
+    heard = decide(STATES["submitting"], EVENTS["heard"], NOW, POLICY, 0.5)
+    later = NOW + timedelta(seconds=1)
+
+    state = decide(heard, EVENTS[event], later, POLICY, 0.5)
+
+    assert state == replace(heard, due_at=later)
+
+
+def test_an_answer_that_was_contradicted_is_asked_for_again_ever_later() -> None:
+    state, waits = STATES["generating"], []
+    for _ in range(12):
+        state = decide(state, EVENTS["contradicted"], NOW, POLICY, 0.5)
+        assert state.due_at is not None
+        waits.append((state.due_at - NOW).total_seconds())
+
+    assert waits[:6] == [0.25, 0.5, 1, 2, 4, 5]
+    # In the end the provider's own answer is believed, and it is a straggler's turn.
+    assert waits[10] > 5
+    assert (
+        state.version
+        == decide(STATES["generating"], Progressed(0.5), NOW, POLICY, 0.5).version
+    )
+
+
+def test_a_picture_was_made_when_it_was_learned_not_when_it_was_written_down() -> None:
+    now = NOW + timedelta(seconds=5)
+
+    state = decide(STATES["generating"], Generated(1.0, 2.0), now, POLICY, 0.5)
+    early = decide(STATES["generating"], Generated(1.0, 1e6), now, POLICY, 0.5)
+
+    assert state.generated_at == NOW + timedelta(seconds=3)
+    assert early.generated_at == early.started_at
 
 
 # -------------------------------------------------------------------------------- storing
@@ -333,14 +437,25 @@ def test_progress_is_counted_in_whole_percents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "wait"), [(0, 0.5), (4, 0.5), (20, 2.0), (50, 5.0), (600, 5.0)]
+    ("usual", "age", "wait"),
+    [
+        *((None, 0, 9.0), (None, 4, 5.0), (None, 8.9, 0.5), (None, 9, 5.0)),
+        *((None, 30, 10.0), (None, 600, 60.0)),
+        *((0.5, 0, 5.0), (0.5, 5, 5.0), (20.0, 0, 60.0), (20.0, 59, 1.0)),
+        *((20.0, 75, 25.0), (1e12, 0, 899.0), (-1.0, 0, 5.0)),
+        # The deadline is not slept through.
+        *((None, 880, 19.0), (None, 898.9, 0.5), (None, 2000, 0.5)),
+    ],
 )
-def test_looks_get_rarer_with_age(age: float, wait: float) -> None:
+def test_a_look_by_itself_comes_for_stragglers_and_gets_rarer_with_age(
+    usual: float | None, age: float, wait: float
+) -> None:
     now = NOW + timedelta(seconds=age)
 
-    state = decide(STATES["generating"], Progressed(), now, POLICY, 0.5)
+    state = decide(STATES["generating"], Progressed(None, usual), now, POLICY, 0.5)
 
-    assert state.due_at == now + timedelta(seconds=wait)
+    assert state.due_at is not None
+    assert (state.due_at - now).total_seconds() == pytest.approx(wait)
 
 
 def test_looks_that_fail_in_a_row_are_repeated_ever_later_up_to_a_minute() -> None:

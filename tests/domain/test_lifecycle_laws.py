@@ -92,7 +92,10 @@ class Lifecycle(RuleBasedStateMachine):
             return
         assert attempt.number == len(self.attempts), "an old attempt changed"
         last = self.attempts[-1][-1]
-        assert last.state.is_open, "a closed attempt changed"
+        if last.state is AttemptState.LOST:
+            assert attempt.state is AttemptState.RUNNING, "lost, and not found either"
+        else:
+            assert last.state.is_open, "a closed attempt changed"
         assert last.handle in (None, attempt.handle), "a handle changed"
         if attempt.state is AttemptState.SENT:
             assert last.state is AttemptState.READY, "sent twice"

@@ -131,6 +131,13 @@ class ClaimProtocol(RuleBasedStateMachine):
         purchase = data.draw(st.sampled_from(self.provider.purchases))
         self.provider.end(purchase, ending[0], is_transient=ending[1])
 
+    @precondition(lambda self: self.provider.purchases)
+    @rule(data=st.data())
+    def a_webhook_arrives(self, data: st.DataObject) -> None:
+        """At any time, in any order, as often as it likes, true or a moment old."""
+        purchase = data.draw(st.sampled_from(self.provider.purchases))
+        self.table.hear(purchase, purchase.phase.is_over and data.draw(st.booleans()))
+
     # -- how -----------------------------------------------------------------------------
 
     def claim(self, job_ids: list[UUID], starts: int) -> None:

@@ -142,7 +142,9 @@ class Rig:
 async def rig(jobs: JobTable, redis_url: str) -> AsyncIterator[Rig]:
     jobs.policy = Policy(
         shortest_look=timedelta(milliseconds=200),
+        straggler_look=timedelta(milliseconds=200),
         longest_look=timedelta(milliseconds=200),
+        unknown_usual=timedelta(milliseconds=10),
     )
     ledger = RecordingLedger(jobs, jobs.policy)
     async with Redis.from_url(redis_url) as redis:

@@ -26,6 +26,7 @@ from app.core.config import Settings
 from app.core.counters import SharedCounters
 from app.core.database import open_engine
 from app.domain import generation
+from app.domain.durations import Durations
 from app.domain.errors import Unavailable
 from app.domain.events import Progressed
 from app.domain.generation import GenerationRequest, Phase, Prediction
@@ -38,6 +39,7 @@ from app.services.job_service import Change, Outcome
 from app.services.ledger import LEASE, Ledger
 from app.services.media_client import Throttle, open_media_client
 from app.services.media_store import MediaStore, open_media_store
+from app.services.reconciler import Reconciler
 from sandbox.config import SandboxConfig
 from sandbox.create import BOOK, FAULTS
 from sandbox.runner import Sandbox
@@ -221,6 +223,8 @@ async def tools(
                 counters=counters,
                 max_output_bytes=1_000_000,
                 price_of=lambda model: PRICE,
+                reconciler=Reconciler(ledger, client),
+                durations=Durations(),
             )
             return Bench(sandbox, jobs, ledger, runner, counters, tmp_path / "media")
 
@@ -784,7 +788,7 @@ async def test_a_cancel_racing_with_the_end_has_one_winner(bench: Bench) -> None
 
 
 async def test_a_lost_claim_changes_nothing(bench: Bench) -> None:
-    bench.spoil(fault("create.slow_after", 1, seconds=0.3))
+    bench.spoil(fault("create.slow_after", 1, seconds=1.5))
     job_id = await bench.submit()
     slow = await bench.claim(job_id)
     sleeper = asyncio.create_task(bench.runner.advance(slow))

@@ -14,9 +14,10 @@ from app.domain.errors import ProviderUnavailable
 from app.domain.events import Started
 from app.domain.generation import GenerationRequest, Phase, Prediction
 from app.domain.policy import Policy
+from app.services.callback_urls import callback_url
 from app.services.job_records import Claim
 from app.services.ledger import Ledger
-from app.services.reconciler import SKEW, Reconciler
+from app.services.reconciler import SKEW, Found, Reconciler, Seeker
 from tests.support.jobs import JobTable, new_job
 
 MODEL = "acme/painter"
@@ -59,6 +60,15 @@ async def _seek(jobs: JobTable, **changes: Any) -> Claim:
     )
     (job_id,) = await jobs.submit(new_job(request=request))
     return await jobs.claim_one(job_id)
+
+
+async def _find(reconciler: Reconciler, claim: Claim) -> Prediction | None:
+    """Look for the claim's purchase."""
+    assert claim.attempt_id is not None
+    found = await reconciler.find(
+        Seeker(claim.attempt_id, claim.request, _sent_at(claim))
+    )
+    return found.prediction if found else None
 
 
 def _sent_at(claim: Claim) -> datetime:
@@ -104,7 +114,7 @@ async def test_what_counts_as_the_same_purchase(
     claim = await _seek(jobs)
     listing.pages = [[_seen("h-1", _sent_at(claim), **changes)]]
 
-    found = await reconciler.find(claim)
+    found = await _find(reconciler, claim)
 
     assert (found.handle if found else None) == ("h-1" if is_ours else None)
 
@@ -115,7 +125,7 @@ async def test_a_version_in_our_name_of_the_model_makes_no_difference(
     claim = await _seek(jobs, model=f"{MODEL}:0123abcd")
     listing.pages = [[_seen("h-1", _sent_at(claim))]]
 
-    assert await reconciler.find(claim) is not None
+    assert await _find(reconciler, claim) is not None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +150,7 @@ async def test_what_was_made_before_we_asked_is_not_ours(
     made = None if age is None else _sent_at(claim) - age
     listing.pages = [[_seen("h-1", made)]]
 
-    found = await reconciler.find(claim)
+    found = await _find(reconciler, claim)
 
     assert (found is not None) == is_ours
     assert listing.walks == [_sent_at(claim) - SKEW]
@@ -154,11 +164,11 @@ async def test_what_another_attempt_owns_is_not_ours(
     now = _sent_at(seeker)
     listing.pages = [[_seen("h-2", now + MOMENT), _seen("h-1", now)]]
 
-    found = await reconciler.find(seeker)
+    found = await _find(reconciler, seeker)
 
     assert found is not None and found.handle == "h-2"
     listing.pages = [[_seen("h-1", now)]]
-    assert await reconciler.find(seeker) is None
+    assert await _find(reconciler, seeker) is None
 
 
 async def test_of_several_that_fit_the_oldest_is_taken(
@@ -171,9 +181,44 @@ async def test_of_several_that_fit_the_oldest_is_taken(
         [_seen("h-2", now + 2 * MOMENT), _seen("h-1", now + MOMENT)],
     ]
 
-    found = await reconciler.find(claim)
+    found = await _find(reconciler, claim)
 
     assert found is not None and found.handle == "h-1"
+
+
+# -------------------------------------------------------------------------------- by name
+
+
+def _webhook(claim: Claim) -> str:
+    assert claim.attempt_id is not None and claim.attempt_token is not None
+    return callback_url("https://x.test/api/v1", claim.attempt_id, claim.attempt_token)
+
+
+async def test_a_prediction_that_names_its_attempt_belongs_to_no_other(
+    reconciler: Reconciler, listing: Listing, jobs: JobTable
+) -> None:
+    claims = [await _seek(jobs) for _ in range(2)]
+    now = _sent_at(claims[0])
+    listing.pages = [[_seen("h-1", now, webhook=_webhook(claims[1]))]]
+
+    found = await asyncio.gather(*(_find(reconciler, claim) for claim in claims))
+
+    assert [one.handle if one else None for one in found] == [None, "h-1"]
+
+
+async def test_a_name_counts_more_than_the_input_and_says_so(
+    reconciler: Reconciler, listing: Listing, jobs: JobTable
+) -> None:
+    claim = await _seek(jobs)
+    assert claim.attempt_id is not None
+    seeker = Seeker(claim.attempt_id, claim.request, _sent_at(claim))
+    wiped = _seen("h-2", input={}, webhook=_webhook(claim))
+    listing.pages = [[wiped, _seen("h-1", _sent_at(claim))]]
+
+    assert await reconciler.search([seeker]) == [Found(wiped, is_certain=True)]
+    nameless = _seen("h-3", _sent_at(claim), webhook="https://elsewhere.test/hook")
+    listing.pages = [[nameless]]
+    assert await reconciler.search([seeker]) == [Found(nameless, is_certain=False)]
 
 
 # ------------------------------------------------------------------------------- together
@@ -186,7 +231,7 @@ async def test_equal_seekers_get_different_predictions(
     now = _sent_at(claims[0])
     listing.pages = [[_seen("h-2", now + MOMENT)], [_seen("h-1", now)]]
 
-    found = await asyncio.gather(*(reconciler.find(claim) for claim in claims))
+    found = await asyncio.gather(*(_find(reconciler, claim) for claim in claims))
 
     assert [one.handle if one else None for one in found] == ["h-1", "h-2", None]
     assert len(listing.walks) == 1
@@ -203,7 +248,7 @@ async def test_seekers_share_one_walk(
         for n in range(20)
     ]
 
-    found = await asyncio.gather(*(reconciler.find(claim) for claim in claims))
+    found = await asyncio.gather(*(_find(reconciler, claim) for claim in claims))
 
     assert [one.handle for one in found if one] == [f"h-{n}" for n in range(20)]
     assert len(listing.walks) == 1
@@ -219,7 +264,7 @@ async def test_a_shared_walk_reaches_back_to_the_oldest_seeker(
     early = _sent_at(old) + MOMENT
     listing.pages = [[_seen("h-1", early)]]
 
-    found = await asyncio.gather(reconciler.find(young), reconciler.find(old))
+    found = await asyncio.gather(_find(reconciler, young), _find(reconciler, old))
 
     assert listing.walks == [_sent_at(old) - SKEW]
     # Too early for the younger seeker, although the input is the same.
@@ -237,7 +282,7 @@ async def test_a_list_that_breaks_off_says_nothing(
     listing.error = ProviderUnavailable("the provider answered 500")
 
     answers = await asyncio.gather(
-        *(reconciler.find(claim) for claim in claims), return_exceptions=True
+        *(_find(reconciler, claim) for claim in claims), return_exceptions=True
     )
 
     assert {type(answer) for answer in answers} == {ProviderUnavailable}
@@ -247,4 +292,4 @@ async def test_a_list_that_breaks_off_says_nothing(
 async def test_an_empty_list_is_an_answer(
     reconciler: Reconciler, jobs: JobTable
 ) -> None:
-    assert await reconciler.find(await _seek(jobs)) is None
+    assert await _find(reconciler, await _seek(jobs)) is None

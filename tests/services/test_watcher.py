@@ -149,7 +149,7 @@ async def test_another_one_takes_over_when_the_leaders_session_ends(
     await _rounds(posts[1], 1)
     async with jobs.engine.begin() as conn:
         # The first one is never quick enough to win its place back.
-        posts[0].watcher._task.cancel()  # type: ignore[union-attr]
+        posts[0].watcher._tasks[0].cancel()
         await conn.execute(
             text(
                 "SELECT pg_terminate_backend(pid, 2000) FROM pg_locks"

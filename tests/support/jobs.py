@@ -19,7 +19,7 @@ from app.domain.events import Event
 from app.domain.generation import Failure, GenerationRequest
 from app.domain.lifecycle import Attempt, AttemptState, JobState
 from app.domain.policy import Policy
-from app.services import job_service
+from app.services import job_service, news
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -31,6 +31,7 @@ from app.services.job_records import (
     read_state,
 )
 from app.services.job_service import Change, Hold, NewJob, Outcome
+from app.services.news import Hint, Told
 
 LEASE = timedelta(seconds=30)
 FAILURE = Failure("bad_weather", "The weather was bad.", retryable=True)
@@ -137,6 +138,22 @@ class JobTable:
             await self.make_due(job_id)
             outcome = await self.settle(await self.claim_one(job_id), event)
         return outcome
+
+    async def hear(
+        self,
+        job_id: UUID,
+        handle: str,
+        *,
+        number: int = 1,
+        is_over: bool = False,
+        is_certain: bool = True,
+    ) -> Told | Exception:
+        """Take a hint about an attempt of the job."""
+        row = (await self.attempts(job_id))[number - 1]
+        hint = Hint(row.id, row.token, handle, is_over, is_certain)
+        async with self.engine.begin() as conn:
+            (told,) = await news.hear(conn, [hint], policy=self.policy)
+        return told
 
     async def cancel(self, job_id: UUID) -> Outcome:
         """Ask for the end of the job."""
@@ -260,7 +277,9 @@ async def snapshot(
 
 def timeless(state: JobState) -> JobState:
     """Blank the scheduling, which a replay does not give back."""
-    return replace(state, due_at=None, look_failures=0, is_claimed=False)
+    return replace(
+        state, due_at=None, look_failures=0, is_claimed=False, has_news=False
+    )
 
 
 def _believe(outcomes: list[Outcome | Exception]) -> Outcome:
@@ -278,7 +297,7 @@ _MOMENTS: tuple[tuple[Table, str, tuple[str, ...]], ...] = (
             *("started_at", "generated_at", "completed_at"),
         ),
     ),
-    (ATTEMPTS, "job_id", ("sent_at", "closed_at")),
+    (ATTEMPTS, "job_id", ("sent_at", "closed_at", "cancel_at")),
     (EVENTS, "job_id", ("at",)),
     (ASSETS, "job_id", ("created_at",)),
 )

@@ -23,6 +23,7 @@ from app.domain.events import (
     GenerationCancelled,
     GenerationFailed,
     Generated,
+    Heard,
     Intended,
     NotFound,
     OutcomeUnknown,
@@ -32,9 +33,18 @@ from app.domain.events import (
     Stored,
 )
 from app.domain.generation import Failure, Phase, RefusalKind
-from app.domain.lifecycle import Attempt, JobState, Stage, Status, decide, new_job
+from app.domain.lifecycle import (
+    Attempt,
+    AttemptState,
+    JobState,
+    Stage,
+    Status,
+    decide,
+    new_job,
+)
 from app.domain.policy import Policy
 from app.services.job_records import Claim
+from app.services.news import Told
 from tests.support.jobs import JobTable
 from tests.support.jobs import new_job as new_order
 
@@ -51,6 +61,7 @@ class Table(Protocol):
     def pass_time(self, span: timedelta) -> None: ...
     def submit(self) -> UUID: ...
     def cancel(self, job_id: UUID) -> None: ...
+    def hear(self, purchase: Purchase, is_over: bool) -> None: ...
     def due(self) -> list[UUID]: ...
     def next_due(self) -> datetime | None: ...
     def claim(self, job_ids: Sequence[UUID], starts: int) -> list[Claim]: ...
@@ -263,6 +274,20 @@ class ModelTable:
     def cancel(self, job_id: UUID) -> None:
         self._write(self.rows[job_id], CancelRequested())
 
+    def hear(self, purchase: Purchase, is_over: bool) -> None:
+        row = self.rows[purchase.job_id]
+        if (
+            purchase.handle in self.owned()
+            or row.attempts.get(purchase.attempt) is None
+        ):
+            return
+        if row.attempts[purchase.attempt].handle is not None:
+            return
+        self._write(row, Heard(purchase.attempt, purchase.handle, is_over))
+        attempt = row.attempts[purchase.attempt]
+        if attempt.state is AttemptState.LOST and purchase.handle not in self.owned():
+            row.attempts[purchase.attempt] = replace(attempt, handle=purchase.handle)
+
     def owned(self) -> set[str]:
         attempts = (a for row in self.rows.values() for a in row.attempts.values())
         return {attempt.handle for attempt in attempts if attempt.handle is not None}
@@ -370,6 +395,12 @@ class PostgresTable:
 
     def cancel(self, job_id: UUID) -> None:
         self._run(self._jobs.cancel(job_id))
+
+    def hear(self, purchase: Purchase, is_over: bool) -> None:
+        told = self._jobs.hear(
+            purchase.job_id, purchase.handle, number=purchase.attempt, is_over=is_over
+        )
+        assert isinstance(self._run(told), Told)
 
     def owned(self) -> set[str]:
         return self._run(self._jobs.handles())

@@ -40,6 +40,8 @@ class System:
                 "REPLICATE_API_TOKEN",
                 "STORAGE_URL",
                 "API_V1_PREFIX",
+                "PUBLIC_BASE_URL",
+                "REPLICATE_WEBHOOK_SECRET",
             ],
             "",
         )
@@ -137,6 +139,11 @@ def test_a_picture_is_made_and_survives_a_restart(start: Callable[[], System]) -
     assert done["status"] == "completed", done
     picture = system.fetch(done["image_path"])
     Image.open(io.BytesIO(picture)).load()
+    wait_for(
+        lambda: b'mgs_provider_webhooks_total{outcome="' in system.fetch("/metrics"),
+        within=10,
+        what="the sandbox's webhooks are counted",
+    )
 
     second = start()
     assert second.process.wait(20) == 2

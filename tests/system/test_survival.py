@@ -136,7 +136,7 @@ def test_lost_answers_to_purchases_are_adopted(tmp_path: Path, child_env: Env) -
         ids = [stack.submit(prompt=f"heron {n}") for n in range(20)]
         check_bought_once(stack, stack.finish(ids, within=60))
         metrics = stack.client.get("/metrics").text
-        assert "mgs_orphans_adopted_total 15.0" in metrics
+        assert 'mgs_orphans_adopted_total{by="list"} 15.0' in metrics
 
 
 def test_a_wiped_broker_loses_nothing(

@@ -1,0 +1,263 @@
+"""News of purchases from outside any look: webhooks, the sweep, the search for lost ones.
+
+News is a hint.  It makes a look due, and may give an attempt of unknown fate its handle; what
+became of the prediction is read again before it is believed.  On the caller's connection, never
+committing; safe to repeat, in any order.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    Row,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.errors import NotFound
+from app.domain.events import Heard
+from app.domain.lifecycle import AttemptState, Stage
+from app.domain.policy import Policy
+from app.services import job_queries
+from app.services.job_records import ATTEMPTS, JOBS
+from app.services.job_service import Change, Outcome, transition
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """News about an attempt, from whoever speaks for the provider.
+
+    `token` must be the attempt's own.  `is_over`: the provider is done with the prediction.
+    `is_certain` tells that the attempt was named by the provider; otherwise the prediction
+    only looks like what the attempt asked for.
+    """
+
+    attempt_id: UUID
+    token: str
+    handle: str
+    is_over: bool
+    is_certain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What came of a hint: a job worth a look now, if any; whether it was adopted by this."""
+
+    job_id: UUID | None = None
+    is_adoption: bool = False
+
+
+_IDS = bindparam("ids", type_=ARRAY(Uuid(), dimensions=1))
+_HANDLES = bindparam("handles", type_=ARRAY(Text(), dimensions=1))
+
+_TOLD_OF = select(
+    ATTEMPTS.c.id,
+    ATTEMPTS.c.job_id,
+    ATTEMPTS.c.number,
+    ATTEMPTS.c.token,
+    ATTEMPTS.c.state,
+    ATTEMPTS.c.handle,
+    ATTEMPTS.c.fingerprint,
+).where(ATTEMPTS.c.id == func.any(_IDS))
+
+_is_asleep = and_(JOBS.c.claim_token.is_(None), JOBS.c.due_at > func.now())
+# Rows are locked in the order in which everybody locks them.
+_generating = (
+    select(JOBS.c.id)
+    .where(JOBS.c.id == func.any(_IDS))
+    .where(JOBS.c.stage == Stage.GENERATING.value)
+    # Nothing is written for what is known already.
+    .where(or_(JOBS.c.has_news.is_(False), _is_asleep))
+    .order_by(JOBS.c.id)
+    .with_for_update()
+    .cte("generating")
+)
+_is_free = or_(JOBS.c.claim_token.is_(None), JOBS.c.due_at < func.now())
+_WAKE = (
+    update(JOBS)
+    .where(JOBS.c.id == _generating.c.id)
+    # Whoever is looking keeps the lease; the settle sees that there was news.
+    .values(has_news=True, due_at=case((_is_free, func.now()), else_=JOBS.c.due_at))
+    .returning(JOBS.c.id)
+)
+_asleep = (
+    select(JOBS.c.id)
+    .join(ATTEMPTS, ATTEMPTS.c.job_id == JOBS.c.id)
+    .where(ATTEMPTS.c.handle == func.any(_HANDLES))
+    .where(ATTEMPTS.c.state == literal_column("'running'"))
+    .where(JOBS.c.stage == Stage.GENERATING.value)
+    .where(_is_asleep)
+    .order_by(JOBS.c.id)
+    .with_for_update(of=JOBS)
+    .cte("asleep")
+)
+_WAKE_SLEEPERS = (
+    update(JOBS)
+    .where(JOBS.c.id == _asleep.c.id)
+    .values(has_news=True, due_at=func.now())
+    .returning(JOBS.c.id)
+)
+_next = (
+    select(JOBS.c.id)
+    .where(JOBS.c.stage == Stage.GENERATING.value, _is_asleep)
+    .order_by(JOBS.c.due_at)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+    .cte("next")
+)
+_WAKE_NEXT = (
+    update(JOBS)
+    .where(JOBS.c.id == _next.c.id)
+    .values(due_at=func.now())
+    .returning(JOBS.c.id)
+)
+_RIVALS = select(ATTEMPTS.c.fingerprint).where(
+    ATTEMPTS.c.state == literal_column("'sent'"),
+    ATTEMPTS.c.fingerprint
+    == func.any(bindparam("prints", type_=ARRAY(Text(), dimensions=1))),
+)
+_SURVIVED = (
+    update(ATTEMPTS)
+    .where(ATTEMPTS.c.id == bindparam("attempt_id", type_=Uuid()))
+    .where(ATTEMPTS.c.state == AttemptState.LOST.value, ATTEMPTS.c.handle.is_(None))
+)
+
+
+async def wake(conn: AsyncConnection, handles: Sequence[str]) -> list[UUID]:
+    """Make the jobs of these predictions due now, and name them.
+
+    Leaves out jobs that are due anyway, or that somebody is looking at.  Does not commit.
+    """
+    if not handles:
+        return []
+    woken = await conn.execute(_WAKE_SLEEPERS, {"handles": list(handles)})
+    return list(woken.scalars())
+
+
+async def wake_next(conn: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Make the jobs at the provider whose looks come next due now.  Does not commit."""
+    return list((await conn.execute(_WAKE_NEXT, {"limit": limit})).scalars())
+
+
+async def hear(
+    conn: AsyncConnection, hints: Sequence[Hint], *, policy: Policy
+) -> list[Told | Exception]:
+    """Act on the hints; say for each what came of it.
+
+    `NotFound` for an attempt that does not exist or has another token.  What is known
+    already, or belongs to a finished job, changes nothing.  A purchase that turns up for a
+    lost attempt is used if the job is waiting to buy again, else it is owned by that attempt
+    and will be cancelled.  Does not commit.
+    """
+    rows = {row.id: row for row in await _told_of(conn, hints)}
+    owned = await _owned(conn, hints, rows)
+    rivals = await _rivals(conn, hints, rows)
+    answers: list[Told | Exception] = []
+    unknown: list[tuple[int, Hint, Row[Any]]] = []
+    over: dict[int, UUID] = {}
+    for index, hint in enumerate(hints):
+        answers.append(Told())
+        row = rows.get(hint.attempt_id)
+        if row is None or not secrets.compare_digest(
+            row.token.encode(), hint.token.encode(errors="replace")
+        ):
+            answers[index] = NotFound("There is no such attempt.")
+        elif row.handle == hint.handle:
+            if hint.is_over and row.state == AttemptState.RUNNING:
+                over[index] = row.job_id
+        elif row.handle is None and hint.handle not in owned:
+            if hint.is_certain or row.fingerprint not in rivals:
+                unknown.append((index, hint, row))
+    for index, job_id, is_over in await _adopt(conn, unknown, policy):
+        answers[index] = Told(job_id, is_adoption=True)
+        if is_over:
+            over[index] = job_id
+    if over:
+        woken = await conn.execute(_WAKE, {"ids": list(set(over.values()))})
+        due = set(woken.scalars())
+        for index, job_id in over.items():
+            if answers[index] == Told() and job_id in due:
+                answers[index] = Told(job_id)
+    return answers
+
+
+async def _told_of(conn: AsyncConnection, hints: Sequence[Hint]) -> Sequence[Any]:
+    ids = list({hint.attempt_id for hint in hints})
+    return (await conn.execute(_TOLD_OF, {"ids": ids})).all()
+
+
+async def _owned(
+    conn: AsyncConnection, hints: Sequence[Hint], rows: Mapping[UUID, Row[Any]]
+) -> set[str]:
+    """Tell which handles have an owner, as far as an attempt might become one."""
+    unclear = [
+        hint.handle
+        for hint in hints
+        if hint.attempt_id in rows and rows[hint.attempt_id].handle is None
+    ]
+    return await job_queries.owned(conn, unclear) if unclear else set()
+
+
+async def _rivals(
+    conn: AsyncConnection, hints: Sequence[Hint], rows: Mapping[UUID, Row[Any]]
+) -> set[str]:
+    """Name the inputs that somebody may be buying right now.
+
+    Among equal purchases an unowned prediction may be theirs, not yet written down.
+    """
+    prints = [
+        rows[hint.attempt_id].fingerprint
+        for hint in hints
+        if not hint.is_certain and hint.attempt_id in rows
+    ]
+    if not prints:
+        return set()
+    return set((await conn.execute(_RIVALS, {"prints": prints})).scalars())
+
+
+async def _adopt(
+    conn: AsyncConnection,
+    unknown: Sequence[tuple[int, Hint, Row[Any]]],
+    policy: Policy,
+) -> list[tuple[int, UUID, bool]]:
+    """Give attempts of unknown fate their handles; say which jobs are under way by that."""
+    if not unknown:
+        return []
+    changes = [
+        Change(row.job_id, Heard(row.number, hint.handle, hint.is_over))
+        for _, hint, row in unknown
+    ]
+    adopted: list[tuple[int, UUID, bool]] = []
+    outcomes = await transition(conn, changes, policy=policy)
+    for (index, hint, row), outcome in zip(unknown, outcomes, strict=True):
+        if isinstance(outcome, Outcome) and _has(outcome, hint.handle):
+            adopted.append((index, row.job_id, hint.is_over))
+        else:
+            # Owned from now on, so that nobody adopts it; cancelled unless it is over.
+            await conn.execute(
+                _SURVIVED.values(
+                    handle=hint.handle, cancel_at=None if hint.is_over else func.now()
+                ),
+                {"attempt_id": row.id},
+            )
+    return adopted
+
+
+def _has(outcome: Outcome, handle: str) -> bool:
+    attempt = outcome.after.open_attempt
+    return attempt is not None and attempt.handle == handle
