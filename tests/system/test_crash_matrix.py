@@ -234,8 +234,12 @@ def test_a_worker_dies_after_the_handle_is_saved(bench: Callable[..., Any]) -> N
 
 def test_a_worker_dies_while_the_picture_is_fetched(bench: Callable[..., Any]) -> None:
     with bench(worker="picture.generated") as b:
+        # A fetch that takes longer than half a second is told of.
+        slow = {"fault": "download.slow", "params": {"bytes_per_second": 2048}}
+        b.stack.trouble(slow)
         b.stack.submit(prompt="a stork")
         left = b.crash(b.stack.worker)
+        b.stack.heal()
         (handle,) = b.bought()
         assert (left.status, left.stage) == ("processing", "storing")
         assert (left.outputs, left.attempts) == (0, [("succeeded", handle)])
@@ -253,7 +257,7 @@ def test_a_worker_dies_after_the_file_is_stored_and_before_the_row(
         b.stack.submit(prompt="a wren")
         left = b.crash(b.stack.worker)
         (handle,) = b.bought()
-        assert (left.status, left.stage, left.outputs) == ("processing", "storing", 0)
+        assert (left.status, left.is_claimed, left.outputs) == ("processing", True, 0)
         (file,) = stored_files(b.stack.media)
         before = file.stat()
 
