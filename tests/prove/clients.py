@@ -84,6 +84,11 @@ class Crowd:
         self._over: list[str] = []
         self._fates: dict[str, str] = {}
         self._number = 0
+        self._only_watches = False
+
+    def only_watch(self) -> None:
+        """From now on nobody wants anything but to see the jobs end."""
+        self._only_watches = True
 
     async def submit_for(self, seconds: float, *, jobs_per_minute: float) -> None:
         """Submit at random moments for so long; wait for the last answers."""
@@ -187,6 +192,8 @@ class Crowd:
 
     async def _deal_with(self, http: aiohttp.ClientSession, job_id: str) -> None:
         match self._fates.get(job_id):
+            case _ if self._only_watches:
+                return
             case "retry":
                 path = f"/jobs/{job_id}/retry"
                 body = await self._ask(http, "retry", "POST", path)

@@ -107,6 +107,7 @@ async def prove(order: Order, folder: Path, tell: Tell) -> Result:
                 crowd.submit_for(order.seconds, jobs_per_minute=order.jobs_per_minute),
                 director.play(plan, lambda fault: tell(str(fault))),
             )
+            crowd.only_watch()
             await system.heal()
             tell("healed")
             settlement = await settle(system)
