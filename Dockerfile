@@ -34,5 +34,7 @@ EXPOSE 8000
 # For the API; the worker's services switch it off or bring their own.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:%s/api/v1/health/live' % os.environ['PORT'], timeout=2)"]
-# A shell only for ${PORT}; `exec` makes uvicorn process 1, which gets the SIGTERM.
+# A shell only for ${PORT}; `exec` makes uvicorn process 1, which gets the SIGTERM.  Requests under
+# way have 20 s from then on: without a bound one slow client holds the end up until the platform
+# kills (30 s, see render.yaml and docker-compose.yml), and the parts need some seconds to close.
 CMD ["sh", "-c", "exec uvicorn app.main:app --host 0.0.0.0 --port ${PORT:-8000} --proxy-headers --timeout-graceful-shutdown 20"]

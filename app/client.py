@@ -23,6 +23,7 @@ Job = dict[str, Any]  # as `models/schemas.py` describes it
 TERMINAL = ("completed", "failed", "cancelled")
 
 _LONG_POLL = 20  # seconds
+_SHORT_POLL = 5  # while a job is pending, for why it waits is no news of the job's own
 _TEMPORARY = (502, 503, 504)  # what a proxy, or an API without its database, answers
 
 
@@ -118,19 +119,22 @@ class Client:
         """Tell every change of a job until it is finished; give it as it is then."""
         tell(job)
         path = str(job["job_id"])
-        params = {"wait": _LONG_POLL}
         while job["status"] not in TERMINAL:
-            headers = {"If-None-Match": etag} if etag else {}
-            ask = self._asking(path, params, headers)
-            response = self._patiently(ask)
+            is_pending = job["status"] == "pending"
+            wait = _SHORT_POLL if is_pending else _LONG_POLL
+            response = self._patiently(self._asking(path, wait, etag))
+            if response.status_code == 304 and is_pending:
+                response = self._patiently(self._asking(path, 0, None))
             if response.status_code != 304:
                 job, etag = response.json(), response.headers.get("etag")
                 tell(job)
         return job
 
     def _asking(
-        self, job_id: str, params: Mapping[str, int], headers: Mapping[str, str]
+        self, job_id: str, wait: int, etag: str | None
     ) -> Callable[[], httpx.Response]:
+        headers = {"If-None-Match": etag} if etag else {}
+        params = {"wait": wait} if wait else {}
         return lambda: self.status(job_id, params=params, headers=headers)
 
     def _patiently(self, action: Callable[[], T]) -> T:

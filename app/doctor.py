@@ -38,7 +38,7 @@ from app.core import heartbeat, migrations
 from app.core.config import Settings
 from app.core.database import DISCONNECTED, open_engine
 from app.domain.errors import ServiceError
-from app.services.media_client import Throttle, open_media_client
+from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_store import open_media_store
 from app.services.providers.addresses import OutputHosts
 
@@ -285,6 +285,13 @@ async def _check_provider(settings: Settings) -> Answer:
             await client.ping()
         finally:
             await client.aclose()
+        breaker = await open_breaker(redis).state()
+    if breaker.reason is not None:
+        return (
+            Mark.DOUBTFUL,
+            f"answers, but purchases are held back ({breaker.reason}, since "
+            f"{breaker.since:%H:%M:%S} UTC): see docs/operations.md",
+        )
     kind = "" if settings.buys_from_replicate else " (not Replicate itself)"
     return Mark.FINE, f"{settings.replicate_api_base_url} accepts the token{kind}"
 

@@ -18,6 +18,7 @@ from app import __version__
 from app.api import callbacks, endpoints, media, ops, problems
 from app.api.middleware import Envelope
 from app.core.config import Settings, get_settings
+from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
 from app.models import schemas
 from app.runtime import open_runtime, settle_memory
@@ -52,7 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.runtime = runtime
             settle_memory()
             log.info("api.ready", version=__version__)
-            yield
+            with told_by_signals(runtime.stopping):
+                yield
         log.info("api.stopped")
 
     app = FastAPIOffline(  # /docs and /redoc from our own files, no CDN

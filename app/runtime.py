@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -19,29 +20,31 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.core.breaker import CircuitBreaker, GuardedBucket
 from app.core.config import Settings
 from app.core.counters import SharedCounters
-from app.core.database import open_engine
+from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
 from app.core.queue import Bell, publisher_app
 from app.core.recall import Recall
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
+from app.domain.lifecycle import JobState
 from app.domain.policy import Policy, RetryPolicy
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
 from app.services.health import HealthChecks
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
-from app.services.media_client import Throttle, open_media_client
+from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_store import MediaStore, open_media_store
 from app.services.webhook_inbox import MEMORY, WebhookInbox
 from app.services.webhook_signatures import SignatureCheck, SigningSecret
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
-from app.services.watcher import LEADERSHIP_KEY, Duty, Watcher
+from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 
 log = structlog.get_logger("app.runtime")
 
@@ -66,8 +69,11 @@ class Runtime:
     store: MediaStore
     counters: SharedCounters
     throttle: Throttle
+    breaker: CircuitBreaker
     health: HealthChecks
     inbox: WebhookInbox
+    # Set when the process was asked to stop: whoever waits on purpose answers now.
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ async def open_runtime(
             pool_size=pool_size,
             settings=session,
         )
-        stack.push_async_callback(database.dispose)
+        stack.push_async_callback(close_engine, database)
         redis = _open_redis(settings)
         stack.push_async_callback(redis.aclose)
         counters = SharedCounters(redis)
@@ -147,6 +153,7 @@ async def open_runtime(
             creates_per_minute=settings.provider_creates_per_minute,
             requests_per_minute=settings.provider_requests_per_minute,
         )
+        breaker = open_breaker(redis, partial(_count_opening, counters))
         client = open_media_client(
             settings, throttle, on_request=partial(_count_request, counters)
         )
@@ -158,7 +165,9 @@ async def open_runtime(
         bell = Bell(publisher_app(settings.redis_url.get_secret_value()), ADVANCE_TASK)
         bell.start()
         stack.callback(bell.stop)
-        ledger = Ledger(database, policy_of(settings))
+        ledger = Ledger(
+            database, policy_of(settings), on_end=partial(_count_end, counters)
+        )
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
@@ -175,12 +184,14 @@ async def open_runtime(
             store=store,
             counters=counters,
             throttle=throttle,
+            breaker=breaker,
             health=HealthChecks(
                 database=database,
                 ledger=ledger,
                 redis=redis,
                 store=store,
                 client=client,
+                breaker=breaker,
             ),
             inbox=WebhookInbox(
                 ledger=ledger,
@@ -188,6 +199,26 @@ async def open_runtime(
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
         )
+
+
+def _count_opening(counters: SharedCounters, reason: str) -> None:
+    counters.add("provider_breaker_opened", reason=reason)
+
+
+def _count_end(counters: SharedCounters, state: JobState) -> None:
+    """Count a finished job, and how long its phases took."""
+    code = state.failure.code if state.failure else ""
+    counters.add("jobs_finished", status=state.status.value, code=code)
+    marks = (
+        ("queue", state.created_at, state.started_at),
+        ("generate", state.started_at, state.generated_at),
+        ("store", state.generated_at, state.completed_at),
+        ("total", state.created_at, state.completed_at),
+    )
+    for phase, begin, end in marks:
+        if begin is not None and end is not None:
+            span = (end - begin).total_seconds()
+            counters.observe("job_phase_seconds", span, phase=phase)
 
 
 def _count_request(
@@ -217,6 +248,7 @@ def _duties(
             ledger=ledger, reconciler=reconciler, bell=base.bell, counters=counters
         ),
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
+        EndOutOfTime(ledger, engine),
     )
 
 
@@ -241,6 +273,7 @@ async def open_worker(
             client=base.client,
             store=base.store,
             counters=base.counters,
+            breaker=base.breaker,
             max_output_bytes=settings.max_output_bytes,
             price_of=lambda model: prices.get(model.partition(":")[0]),
             reconciler=reconciler,
@@ -250,7 +283,7 @@ async def open_worker(
         engine = Engine(
             ledger=base.ledger,
             runner=runner,
-            purchases=base.throttle.creates,
+            purchases=GuardedBucket(base.breaker, base.throttle.creates),
             concurrency=settings.worker_concurrency,
         )
         watcher = Watcher(

@@ -67,7 +67,7 @@ def progress() -> Iterator[Callable[[Job], None]]:
     seen: list[str] = []
 
     def tell_in_lines(job: Job) -> None:
-        word = job["stage"] or job["status"]
+        word = _word(job)
         if seen[-1:] != [word]:
             seen.append(word)
             out.print(word)
@@ -100,12 +100,19 @@ def _bar(out: Console) -> Iterator[Callable[[Job], None]]:
             done = job["progress"]
             bars.update(
                 bar,
-                description=job["stage"] or job["status"],
+                description=_word(job),
                 total=None if done is None else 1.0,
                 completed=done or 0.0,
             )
 
         yield tell
+
+
+def _word(job: Job) -> str:
+    """Say in a word how a job is, and in a sentence why it cannot start."""
+    word = str(job["stage"] or job["status"])
+    waiting = job.get("waiting_for")
+    return f"{word}: {plain(waiting['message'])}" if waiting else word
 
 
 def show_job(job: Job, addresses: Sequence[str]) -> None:
@@ -127,9 +134,10 @@ def show_job(job: Job, addresses: Sequence[str]) -> None:
 
 def _rows(job: Job) -> list[tuple[str, Text]]:
     spans = [f"{n} {s:g} s" for n, s in job["timings"].items() if s is not None]
-    error = job["error"]
+    error, waiting = job["error"], job.get("waiting_for")
     values: dict[str, object] = {
         "stage": job["stage"],
+        "waiting": waiting and f"{waiting['code']}: {waiting['message']}",
         "progress": None if job["progress"] is None else f"{job['progress']:.0%}",
         "model": job["model"],
         "prompt": job["prompt"],

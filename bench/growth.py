@@ -1,11 +1,11 @@
 """How lists and status reads slow down as the tables grow: 1,000 jobs against 1,000,000.
 
-    python -m bench.growth [--small 1000] [--large 1000000] [--rounds 5] [--requests 200]
+    python -m bench.growth [--small 1000] [--large 1000000] [--rounds 20] [--requests 25]
                            [--connections 4]
 
 Two databases on one PostgreSQL (its default settings, fsync on), one API process each.  The rows
 come straight from SQL: jobs of a month in the proportions of a healthy service, with their
-attempts, files and events, the youngest still under way.  Each round asks both in turn, so
+attempts, files and events, the youngest still under way.  Short rounds ask both in turn, so
 that a slow minute of the machine hits both; the first round warms up.  Quote the ratios.
 """
 
@@ -162,8 +162,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", type=int, default=1000)
     parser.add_argument("--large", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=25)
     parser.add_argument("--connections", type=int, default=4)
     options = parser.parse_args()
     with Machine(max_wal_size="8GB") as machine:

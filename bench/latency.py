@@ -4,9 +4,9 @@
                             [--format jpeg] [--side 1024] [--kilobytes 100]
 
 Two services on one machine, taking turns: one whose API the provider can reach with webhooks,
-and one that has to look by itself.  Each gets `--rate` jobs a second; every prediction takes
-`--run` seconds, then one picture is downloaded, checked and stored.  A short round of each
-warms up.
+and one that has to look by itself.  Each gets `--rate` jobs a second; a prediction takes `--run`
+seconds, a quarter more or less (looks come at fixed ages, and must not meet the ends), then
+one picture is downloaded, checked and stored.  A short round of each warms up.
 
 The provider says when a prediction ended.  "Written" is the job's `completed_at`, "committed"
 the moment of the commit that makes it visible (`track_commit_timestamp`).  All clocks are one.
@@ -26,6 +26,7 @@ from bench.http_load import submit_jobs
 from bench.provider import add_picture_options, picture_options
 
 WARM_UP = 3  # seconds
+SPREAD = 0.25
 COMPLETED = """
 SELECT a.handle, extract(epoch FROM j.completed_at)::float,
        extract(epoch FROM pg_xact_commit_timestamp(j.xmin))::float
@@ -67,7 +68,8 @@ def main() -> None:
     parser.add_argument("--run", type=float, default=2, help="a prediction's seconds")
     add_picture_options(parser)
     options = parser.parse_args()
-    provider = [f"--seconds={options.run}", *picture_options(options)]
+    provider = [f"--seconds={options.run}", f"--spread={SPREAD}"]
+    provider += picture_options(options)
     with Machine(track_commit_timestamp="on") as machine:
         services = {
             "webhooks": Service(machine, "-webhooks", callbacks=True),

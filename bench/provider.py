@@ -1,6 +1,6 @@
 """A provider for load: Replicate's wire protocol, lean enough not to be what is measured.
 
-    python -m bench.provider [--port 9010] [--seconds 0] [--hold] [--format jpeg]
+    python -m bench.provider [--port 9010] [--seconds 0] [--spread 0] [--hold] [--format jpeg]
 
 What `python -m sandbox` does for one caller this does for thousands, and no more of it:
 create (with `Prefer: wait`), get, list with cursor, cancel, model, account, webhook secret,
@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import base64
 import os
+import random
 import re
 import signal
 import time
@@ -67,9 +68,12 @@ class Prediction:
 class Book:
     """All predictions, in order of creation."""
 
-    def __init__(self, base: str, seconds: float | None, album: Album) -> None:
+    def __init__(
+        self, base: str, album: Album, *, seconds: float | None, spread: float
+    ) -> None:
         self._base = base
         self._seconds = seconds
+        self._spread = spread
         self._album = album
         self._by_id: dict[str, Prediction] = {}
         self._ordered: list[Prediction] = []
@@ -85,13 +89,18 @@ class Book:
             model=model,
             given=orjson.dumps(body["input"]),
             created_at=now,
-            ends_at=None if self._seconds is None else now + self._seconds,
+            ends_at=self._end_of_one_that_starts(now),
             webhook=body.get("webhook"),
             events=tuple(body.get("webhook_events_filter") or ("output", "completed")),
         )
         self._by_id[prediction.id] = prediction
         self._ordered.append(prediction)
         return prediction
+
+    def _end_of_one_that_starts(self, now: float) -> float | None:
+        if self._seconds is None:
+            return None
+        return now + self._seconds * (1 + self._spread * random.uniform(-1, 1))
 
     def find(self, key: str) -> Prediction | None:
         """Give the prediction, None when unknown."""
@@ -389,7 +398,12 @@ def _json(body: Any) -> Answer:
 async def serve(options: argparse.Namespace, album: Album) -> None:
     """Serve until SIGINT or SIGTERM."""
     base = f"http://127.0.0.1:{options.port}"
-    book = Book(base, None if options.hold else options.seconds, album)
+    book = Book(
+        base,
+        album,
+        seconds=None if options.hold else options.seconds,
+        spread=options.spread,
+    )
     courier = Courier(book)
     routes = Routes(base, book, courier, album)
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -425,6 +439,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=9010)
     parser.add_argument("--seconds", type=float, default=0.0, help="a prediction's run")
+    parser.add_argument("--spread", type=float, default=0.0, help="share of it, ±")
     parser.add_argument("--hold", action="store_true", help="until it is released")
     add_picture_options(parser)
     options = parser.parse_args()

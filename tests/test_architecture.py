@@ -209,10 +209,10 @@ RULES: dict[Rule, tuple[list[Path], set[str]]] = {
     ),
     nobody_sleeps: (
         [*APP, *WORKER, *TESTS],
-        # Synchronous programs that wait for other processes, and the bell's own thread; the
-        # waiting of tests has a deadline.
+        # Synchronous programs that wait for other processes, the bell's own thread, and the one
+        # that sees the worker's end; the waiting of tests has a deadline.
         {
-            "app/core/queue.py",
+            *("app/core/queue.py", "worker/celery_app.py"),
             *("app/processes.py", "app/embedded.py", "app/client.py"),
             "tests/support/waiting.py",
         },

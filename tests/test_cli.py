@@ -160,7 +160,7 @@ def test_generate_sends_what_was_asked_for_and_no_more(
 
 
 def test_following_asks_for_news_only(api: Stub, tmp_path: Path) -> None:
-    api.on(GENERATE, (202, a_job()))
+    api.on(GENERATE, (202, a_job(status="processing", stage="generating")))
     api.on(STATUS, (304, b""), a_completed_job())
     api.on(MEDIA, PICTURE)
 
@@ -169,6 +169,40 @@ def test_following_asks_for_news_only(api: Stub, tmp_path: Path) -> None:
     polls = [(path, head) for _, path, head, _ in api.seen if "/status/" in path]
     assert all("wait=" in path for path, _ in polls)
     assert [head["If-None-Match"] for _, head in polls] == ['"1"', '"1"']
+
+
+WAITING = {
+    "code": "provider_account",
+    "message": "No pictures can be bought [bold]now.",
+    "since": "2026-11-23T10:00:00Z",
+}
+
+
+def test_generate_says_why_a_pending_job_waits(api: Stub, tmp_path: Path) -> None:
+    api.on(GENERATE, (202, a_job()))
+    # Why it waits is no news of the job's own: 304, and the whole of it tells.
+    api.on(STATUS, (304, b""), a_job(waiting_for=WAITING), a_completed_job())
+    api.on(MEDIA, PICTURE)
+
+    result = generate(api, tmp_path)
+
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "queued",
+        "queued: No pictures can be bought [bold]now.",
+        "completed",
+    ]
+    polls = [(path, head) for _, path, head, _ in api.seen if "/status/" in path]
+    assert ["If-None-Match" in head for _, head in polls] == [True, False, True]
+
+
+def test_status_says_why_a_pending_job_waits(api: Stub) -> None:
+    api.on(STATUS, a_job(waiting_for=WAITING))
+
+    result = run("status", JOB_ID, "--url", api.url)
+
+    said = "provider_account: No pictures can be bought [bold]now."
+    assert f"waiting   {said}" in result.stdout
 
 
 def test_json_is_alone_on_stdout(api: Stub, tmp_path: Path) -> None:

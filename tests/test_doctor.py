@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from app.core.heartbeat import Heartbeat, living
 from app.doctor import Finding, Mark, examine
 from app.processes import free_port
+from app.services.media_client import open_breaker
 from tests.support.command_line import Stub, recorded_run, run, stub_api
 from tests.support.waiting import wait_for_async
 
@@ -217,6 +219,19 @@ def test_doctor_tells_a_refused_token(api: Stub, sound: dict[str, str]) -> None:
 
     assert found["provider"][0] == "✗"
     assert "REPLICATE_API_TOKEN" in found["provider"]
+
+
+async def test_doctor_tells_that_purchases_are_held_back(
+    sound: dict[str, str], redis_url: str
+) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        breaker = open_breaker(redis)
+        await breaker.report_trouble(breaker.turn, "provider_account", is_fatal=True)
+
+    found = _by_name((await asyncio.to_thread(run, "doctor", **sound)).stdout)
+
+    assert found["provider"][0] == "!"
+    assert "held back (provider_account, since " in found["provider"]
 
 
 def test_doctor_uses_the_system_of_this_folder(

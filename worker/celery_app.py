@@ -8,8 +8,11 @@ there is nothing for a pool to do, and a forked child would have no engine.
 from __future__ import annotations
 
 import asyncio
+import os
+import queue
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
@@ -18,7 +21,7 @@ from uuid import UUID
 import structlog
 import uvloop
 from celery import Celery, bootsteps
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_shutting_down
 
 from app.core.config import CONFIGURATION_ERROR, Settings, get_settings
 from app.core.queue import celery_settings
@@ -30,6 +33,8 @@ from app.tasks.celery_tasks import register
 log = structlog.get_logger("worker")
 
 DRAIN = timedelta(seconds=20)  # below the 30 s that platforms give before they kill
+CLOSING = timedelta(seconds=2)  # what the engine's parts have beyond that
+FAREWELL = timedelta(seconds=3)  # what Celery has after the engine
 START = timedelta(seconds=30)
 
 settings = get_settings()
@@ -47,7 +52,11 @@ def _set_up_logging(**options: Any) -> None:
 
 
 class EngineThread:
-    """The engine's event loop, in a thread; ids come in from Celery's thread."""
+    """The engine's event loop, in a thread; ids come in from Celery's thread.
+
+    It drains from the moment the worker is asked to stop.  Celery notices a signal only
+    between two words with its broker, and a silent broker keeps it for minutes.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,9 +65,18 @@ class EngineThread:
         self._stop: asyncio.Event | None = None
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._is_asked = False
+        self._is_hurried = False
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    @property
+    def is_asked(self) -> bool:
+        """Tell whether the end is what somebody asked for."""
+        return self._is_asked
 
     def start(self) -> None:
         """Start the loop and wait until the engine takes ids; raise what went wrong."""
+        threading.Thread(target=self._see_the_end, name="end", daemon=True).start()
         self._thread.start()
         self._ready.result(timeout=START.total_seconds())
 
@@ -68,12 +86,33 @@ class EngineThread:
         if loop is not None and engine is not None and not loop.is_closed():
             loop.call_soon_threadsafe(engine.offer, (job_id,))
 
+    def ask_to_stop(self) -> None:
+        """Begin to drain, and see that the process ends in time.  Returns at once.
+
+        Fit for signal handlers: it takes no lock that the interrupted code may hold.  May
+        come before the start, and more than once.
+        """
+        self._is_asked = True
+        self._asked.put(None)
+        self._tell_to_stop()
+
+    def hurry(self) -> None:
+        """Wait for nothing any more: leases and the watcher take care of what is left."""
+        self._is_hurried = True
+
     def stop(self) -> None:
         """Drain the engine and end the thread.  Harmless when repeated."""
-        if self._loop is not None and self._stop is not None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(timeout=(DRAIN + timedelta(seconds=5)).total_seconds())
+        self._tell_to_stop()
+        ends = time.monotonic() + (DRAIN + CLOSING).total_seconds()
+        while self._thread.is_alive() and not self._is_hurried:
+            if time.monotonic() > ends:
+                return
+            self._thread.join(0.05)
+
+    def _tell_to_stop(self) -> None:
+        loop, stop = self._loop, self._stop
+        if loop is not None and stop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -86,14 +125,36 @@ class EngineThread:
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        if self._is_asked:  # by a signal that found no loop to tell
+            self._stop.set()
         async with open_worker(self._settings, drain=DRAIN) as worker:
-            self._loop, self._engine = asyncio.get_running_loop(), worker.engine
+            self._engine = worker.engine
             self._ready.set_result(None)
             await self._stop.wait()
             self._engine = None
 
+    def _see_the_end(self) -> None:
+        """End the process when it was asked to end and did not, though it has had its time.
+
+        Nothing is lost: what Celery would still do is say goodbye to the broker.
+        """
+        self._asked.get()
+        self._thread.join((DRAIN + CLOSING).total_seconds())
+        time.sleep(FAREWELL.total_seconds())
+        log.warning("worker.cut_short", is_drained=not self._thread.is_alive())
+        os._exit(os.EX_OK)
+
 
 engine_thread = EngineThread(settings)
+
+
+@worker_shutting_down.connect
+def _hear_the_signal(how: str, **options: Any) -> None:
+    """Drain at the first SIGTERM or Ctrl-C; at SIGQUIT or the second Ctrl-C give up."""
+    engine_thread.ask_to_stop()
+    if how == "Cold":
+        engine_thread.hurry()
 
 
 class EngineStep(bootsteps.StartStopStep):
@@ -123,6 +184,8 @@ class EngineStep(bootsteps.StartStopStep):
         """Let the looks under way finish."""
         log.info("worker.stopping")
         engine_thread.stop()
+        if engine_thread.is_asked:
+            parent.exitcode = os.EX_OK  # after Ctrl-C, too
 
     def terminate(self, parent: Any) -> None:
         """Stop at once: leases and the watcher take care of what is left."""

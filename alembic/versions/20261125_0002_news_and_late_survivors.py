@@ -18,12 +18,21 @@ depends_on: str | Sequence[str] | None = None
 def upgrade() -> None:
     # Rather fail than queue behind a long transaction and block everybody behind us.
     op.execute("SET LOCAL lock_timeout = '3s'")
-    # Both are changes of the catalogue alone, whatever the size of the tables.  The default
-    # stays: workers of the version before know nothing of the column.
+    # Changes of the catalogue alone, whatever the size of the tables.  The defaults stay:
+    # processes of the version before know nothing of the columns.
     op.add_column(
         "jobs",
         sa.Column(
             "has_news", sa.Boolean(), server_default=sa.text("false"), nullable=False
+        ),
+    )
+    op.add_column(
+        "jobs",
+        sa.Column(
+            "silent_looks",
+            sa.SmallInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
         ),
     )
     op.add_column(
@@ -55,4 +64,5 @@ def downgrade() -> None:
     op.drop_index("ix_attempts_lost", table_name="attempts")
     op.drop_index("ix_attempts_running", table_name="attempts")
     op.drop_column("attempts", "cancel_at")
+    op.drop_column("jobs", "silent_looks")
     op.drop_column("jobs", "has_news")

@@ -6,8 +6,8 @@ be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -25,7 +25,10 @@ from app.api.deps import (
     write_cursor,
 )
 from app.api.views import etag_of, job_body, newborn_body, respond
+from app.core.breaker import BreakerState
+from app.core.circuit import Condition
 from app.core.crashpoints import Point, reach
+from app.core.stopping import pause
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
 from app.domain.generation import GenerationRequest
@@ -140,7 +143,8 @@ async def _accept(runtime: Runtime, job: NewJob) -> Response:
         "ETag": etag_of(job.id, 1),
         "Retry-After": "1",
     }
-    return respond(newborn_body(job, born), 202, headers)
+    breaker = await runtime.breaker.state()
+    return respond(newborn_body(job, born, breaker), 202, headers)
 
 
 @router.get(
@@ -163,7 +167,10 @@ async def status(
         ),
     ] = 0,
 ) -> Response:
-    """Read a job as it is now, or as soon as it is finished."""
+    """Read a job as it is now, or as soon as it is finished.
+
+    A process that was asked to stop answers at once: ask again, another one waits on.
+    """
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
     known = request.headers.get("if-none-match")
@@ -173,16 +180,28 @@ async def status(
         return Response(
             status_code=304, headers={"ETag": etag, "Cache-Control": "no-store"}
         )
-    body = job_body(record, runtime.settings.public_base_url)
+    return await _tell(runtime, record, etag)
+
+
+async def _tell(runtime: Runtime, record: JobRecord, etag: str) -> Response:
+    breaker = await _breaker(runtime, (record,))
+    body = job_body(record, runtime.settings.public_base_url, breaker)
     return respond(body, headers={"ETag": etag})
+
+
+async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerState:
+    """Say what keeps pending jobs waiting; nobody is asked when none of these is pending."""
+    if any(record.row.status == Status.PENDING for record in records):
+        return await runtime.breaker.state()
+    return BreakerState(Condition.CLOSED)
 
 
 async def _wait_for(
     runtime: Runtime, job_id: UUID, known: str | None, wait: float
 ) -> JobRecord:
-    """Read until the job is worth telling about, or the time is up."""
+    """Read until the job is worth telling about, or the time is up, or the process stops."""
     deadline = time.monotonic() + wait
-    pause = FIRST_POLL
+    rest = FIRST_POLL
     while True:
         record = await runtime.ledger.read(job_id)
         is_finished = Status(record.row.status).is_terminal
@@ -190,10 +209,10 @@ async def _wait_for(
             known, etag_of(job_id, record.row.version)
         )
         left = deadline - time.monotonic()
-        if is_finished or is_news or left <= 0:
+        if is_finished or is_news or left <= 0 or runtime.stopping.is_set():
             return record
-        await asyncio.sleep(min(pause, left))
-        pause = min(pause * 1.5, SLOWEST_POLL)
+        await pause(min(rest, left), runtime.stopping)
+        rest = min(rest * 1.5, SLOWEST_POLL)
 
 
 def _mentions(header: str, etag: str) -> bool:
@@ -231,10 +250,10 @@ async def jobs(
     before = read_cursor(cursor)
     found = await promptly(_page(runtime, wanted, before, limit + 1))
     shown = found[:limit]
-    base = runtime.settings.public_base_url
+    base, breaker = runtime.settings.public_base_url, await _breaker(runtime, shown)
     return respond(
         {
-            "items": [job_body(record, base) for record in shown],
+            "items": [job_body(record, base, breaker) for record in shown],
             "next_cursor": (
                 write_cursor(shown[-1].row.id) if len(found) > limit else None
             ),
@@ -283,13 +302,8 @@ async def cancel(request: Request, job_id: str) -> Response:
     outcome = await runtime.ledger.change(Change(key, CancelRequested()))
     if not outcome.after.is_terminal:
         runtime.bell.ring(str(key))
-    elif not outcome.before.is_terminal:
-        runtime.counters.add("jobs_finished", status="cancelled", code="")
     record = await runtime.ledger.read(key)
-    return respond(
-        job_body(record, runtime.settings.public_base_url),
-        headers={"ETag": etag_of(key, record.row.version)},
-    )
+    return await _tell(runtime, record, etag_of(key, record.row.version))
 
 
 @router.post(

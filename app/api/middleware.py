@@ -1,4 +1,4 @@
-"""What happens around every request: an id, a size limit, a count.
+"""What happens around every request: an id, a size limit, a count, a goodbye when stopping.
 
 Plain ASGI: the wrappers that come with the framework cost more than our whole handler.
 """
@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from app.core.counters import SharedCounters
+from app.runtime import Runtime
 
 BODY_LIMIT = 256 * 1024
 # Labels of metrics: what a caller can invent must not become one.
@@ -46,8 +46,12 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                header = (b"x-request-id", request_id.encode())
-                message["headers"] = [*message["headers"], header]
+                ours = [(b"x-request-id", request_id.encode())]
+                if _is_stopping(scope):
+                    # Nobody else may come by this connection: it is about to be closed,
+                    # and an open one would hold the end up.
+                    ours.append((b"connection", b"close"))
+                message["headers"] = [*message["headers"], *ours]
             await send(message)
 
         try:
@@ -56,18 +60,32 @@ class Envelope:
             self._count(scope, status, time.perf_counter() - began)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        runtime = (
-            getattr(scope["app"].state, "runtime", None) if "app" in scope else None
-        )
+        runtime = _runtime_of(scope)
         if runtime is None:
             return
-        counters: SharedCounters = runtime.counters
+        counters = runtime.counters
         route = _template(scope)
         method = scope["method"] if scope["method"] in METHODS else "other"
         if route == UNMATCHED:
             method = "any"
         counters.add("http_requests", method=method, route=route, code=str(status))
         counters.observe("http_request_seconds", seconds, method=method, route=route)
+
+
+def _runtime_of(scope: Scope) -> Runtime | None:
+    """Give the parts of this process, once they are there."""
+    found: Runtime | None = None
+    if "app" in scope:
+        found = getattr(scope["app"].state, "runtime", None)
+    return found
+
+
+def _is_stopping(scope: Scope) -> bool:
+    """Tell whether to part with this client; HTTP/2 has no such header."""
+    runtime = _runtime_of(scope)
+    if runtime is None or not scope["http_version"].startswith("1"):
+        return False
+    return runtime.stopping.is_set()
 
 
 def _request_id(scope: Scope) -> str:

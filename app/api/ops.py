@@ -23,6 +23,7 @@ from app import __version__
 from app.api.deps import promptly, runtime_of
 from app.api.views import respond
 from app.core import heartbeat
+from app.core.circuit import Condition as Circuit
 from app.core.counters import BUCKETS, Snapshot
 from app.domain.errors import Unavailable
 from app.models import schemas
@@ -53,6 +54,14 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_job_phase_seconds": ("histogram", "Time in each phase of finished jobs."),
     "mgs_provider_requests": ("counter", "Requests to the provider."),
     "mgs_provider_request_seconds": ("histogram", "Time of requests to the provider."),
+    "mgs_provider_breaker_state": (
+        "gauge",
+        "Whether purchases go through: 1 for the state that holds.",
+    ),
+    "mgs_provider_breaker_opened": (
+        "counter",
+        "How often purchases were held back, by reason.",
+    ),
     "mgs_unknown_outcomes": (
         "counter",
         "Purchases nobody knew the outcome of at first.",
@@ -99,8 +108,14 @@ async def live() -> Response:
     summary="Can jobs be accepted",
 )
 async def ready(request: Request) -> Response:
-    """Ask the database, its migrations and the store: what accepting a job takes."""
-    return _tell(await runtime_of(request).health.essential())
+    """Ask the database, its migrations and the store: what accepting a job takes.
+
+    A process that was asked to stop is not ready any more, whatever they say.
+    """
+    runtime = runtime_of(request)
+    if runtime.stopping.is_set():
+        return _tell({"process": PartHealth(Condition.DOWN, detail="stopping")})
+    return _tell(await runtime.health.essential())
 
 
 def _tell(parts: Mapping[str, PartHealth]) -> Response:
@@ -134,7 +149,7 @@ def _part(part: PartHealth) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """Expose the figures of the whole deployment: any process gives the same answer."""
     runtime = runtime_of(request)
-    figures = await _figures(request, runtime)
+    figures = await _figures(request, runtime) | await _breaker(runtime)
     await runtime.counters.push()
     counted = await runtime.counters.read()
     registry = CollectorRegistry()
@@ -173,6 +188,12 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         gauges["mgs_workers"] = []
     state.figures = (time.monotonic(), gauges)
     return gauges
+
+
+async def _breaker(runtime: Runtime) -> Gauges:
+    state = await runtime.breaker.state()
+    series = [({"state": one.value}, float(one is state.condition)) for one in Circuit]
+    return {"mgs_provider_breaker_state": series}
 
 
 async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures]:

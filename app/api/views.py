@@ -11,18 +11,32 @@ from uuid import UUID
 import orjson
 from fastapi.responses import Response
 
+from app.core.breaker import BreakerState
 from app.services.job_queries import JobRecord
 from app.services.job_service import NewJob
 
 MEDIA_PREFIX = "/media/"
 
 
-def job_body(record: JobRecord, public_base_url: str | None) -> dict[str, Any]:
+# Why purchases are held back, in words that help a caller; what to do about it is the
+# operator's business.
+_WAITING = {
+    "provider_account": "No pictures can be bought at the moment; the job starts by itself"
+    " as soon as that is put right.",
+    "provider_unavailable": "The provider of pictures does not answer; the job starts by"
+    " itself when it does.",
+}
+
+
+def job_body(
+    record: JobRecord, public_base_url: str | None, breaker: BreakerState
+) -> dict[str, Any]:
     """Give the job as `schemas.Job` describes it, in plain values for orjson."""
-    return _body(record.row, record.outputs, record.handle, public_base_url)
+    files, handle = record.outputs, record.handle
+    return _body(record.row, files, handle, public_base_url, breaker)
 
 
-def newborn_body(job: NewJob, born: datetime) -> dict[str, Any]:
+def newborn_body(job: NewJob, born: datetime, breaker: BreakerState) -> dict[str, Any]:
     """Give the body of a job just accepted, without reading it back."""
     row = SimpleNamespace(
         id=job.id,
@@ -46,7 +60,7 @@ def newborn_body(job: NewJob, born: datetime) -> dict[str, Any]:
         metadata=job.metadata,
         version=1,
     )
-    return _body(row, (), None, None)
+    return _body(row, (), None, None, breaker)
 
 
 def _body(
@@ -54,6 +68,7 @@ def _body(
     files: Sequence[Mapping[str, Any]],
     handle: str | None,
     public_base_url: str | None,
+    breaker: BreakerState,
 ) -> dict[str, Any]:
     outputs = [_output(file, public_base_url or "") for file in files]
     error = None
@@ -67,6 +82,7 @@ def _body(
         "job_id": str(row.id),
         "status": row.status,
         "stage": row.stage,
+        "waiting_for": _waiting(breaker) if row.status == "pending" else None,
         "model": row.model,
         "prompt": row.prompt,
         "parameters": row.input,
@@ -91,6 +107,18 @@ def _body(
         "retry_of": None if row.retry_of is None else str(row.retry_of),
         "metadata": row.metadata,
         "version": row.version,
+    }
+
+
+def _waiting(breaker: BreakerState) -> dict[str, Any] | None:
+    if breaker.reason is None:
+        return None
+    # A process of another version may know other reasons.
+    code = breaker.reason if breaker.reason in _WAITING else "provider_unavailable"
+    return {
+        "code": code,
+        "message": _WAITING[code],
+        "since": breaker.since,
     }
 
 

@@ -6,6 +6,7 @@ fail are logged by the logger `app.database` (see `telemetry`).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -35,12 +36,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.config import libpq_url
+from app.core.patience import within
 
 log = structlog.get_logger("app.database")
 
 CONNECT_TIMEOUT = timedelta(seconds=1.5)
 STATEMENT_TIMEOUT = timedelta(seconds=30)
 SLOW_STATEMENT = timedelta(milliseconds=250)
+FAREWELL = timedelta(seconds=1)
 
 # What "the database cannot be had" looks like: refused, reset, timed out, pool empty.
 DISCONNECTED = (OSError, TimeoutError, PoolTimeout)
@@ -127,6 +130,15 @@ def open_engine(
     )
     _log_statements(engine.sync_engine)
     return engine
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Close the engine's connections; those to a server that does not answer are dropped.
+
+    asyncpg waits for the server to close a connection, without an end if it is silent.
+    """
+    with contextlib.suppress(TimeoutError):
+        await within(FAREWELL, engine.dispose())
 
 
 def open_sync_engine(url: SecretStr) -> Engine:

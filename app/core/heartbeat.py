@@ -9,6 +9,8 @@ from datetime import timedelta
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.core.stopping import pause
+
 PREFIX = "mediagen:worker:"
 EVERY = timedelta(seconds=2)
 LIFETIME = timedelta(seconds=10)
@@ -24,6 +26,7 @@ class Heartbeat:
         self._key = PREFIX + name
         self._describe = describe
         self._task: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
 
     def start(self) -> None:
         """Start beating, in the running loop."""
@@ -31,16 +34,18 @@ class Heartbeat:
 
     async def stop(self) -> None:
         """Stop, and say so at once."""
+        # Not cancelled: a client that is just connecting takes that for a timeout, swallows
+        # it, and the beating would go on (seen with redis 8.1).
+        self._ending.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task
         try:
             await self._redis.delete(self._key)
         except (RedisError, OSError, TimeoutError):
             return  # the key ends by itself
 
     async def _beat_for_ever(self) -> None:
-        while True:
+        while not self._ending.is_set():
             try:
                 pipeline = self._redis.pipeline(transaction=True)
                 for field, value in self._describe().items():
@@ -49,7 +54,7 @@ class Heartbeat:
                 await pipeline.execute()
             except (RedisError, OSError, TimeoutError):
                 pass  # seen by health as no worker; the work itself goes on
-            await asyncio.sleep(EVERY.total_seconds())
+            await pause(EVERY.total_seconds(), self._ending)
 
 
 async def living(redis: Redis) -> dict[str, dict[str, str]]:

@@ -124,6 +124,16 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class WentSilent:
+    """A look ended without a word, the last `times` in a row: its lease ran out.
+
+    Perhaps the worker was ended, perhaps it dies of this job each time.
+    """
+
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class LookFailed:
     """A look came to nothing for reasons that say nothing about the job."""
 
@@ -145,5 +155,6 @@ Event: TypeAlias = (
     | OutputFailed
     | CancelRequested
     | Expired
+    | WentSilent
     | LookFailed
 )

@@ -107,6 +107,7 @@ class RefusalKind(StrEnum):
 
     PERMANENT = "permanent"  # the request itself: no use in sending it again
     TRANSIENT = "transient"  # try again later; counts as an attempt
+    UNREACHABLE = "unreachable"  # the request never left; costs no attempt
     THROTTLED = "throttled"  # 429: wait as told; costs no attempt
     ACCOUNT = "account"  # 401, 402, 403: the operator must act; costs no attempt
 

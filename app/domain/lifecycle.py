@@ -41,6 +41,7 @@ from app.domain.events import (
     Refused,
     Started,
     Stored,
+    WentSilent,
 )
 from app.domain.generation import Failure, RefusalKind
 from app.domain.policy import Policy, RetryPolicy
@@ -109,8 +110,8 @@ class JobState:
     `due_at` is when somebody must look next, None exactly when finished.  `attempt` is the
     latest one, `attempts` how many were made so far.  `is_claimed` tells whether somebody is
     looking right now (then `due_at` in the table is their lease).  `look_failures` counts
-    looks that came to nothing in a row.  `has_news`: the provider was heard to be done since
-    the last look began.
+    looks that came to nothing in a row, `silent_looks` those that ended without a word.
+    `has_news`: the provider was heard to be done since the last look began.
     """
 
     status: Status
@@ -126,6 +127,7 @@ class JobState:
     is_claimed: bool = False
     has_news: bool = False
     look_failures: int = 0
+    silent_looks: int = 0
     failure: Failure | None = None
     warnings: tuple[str, ...] = ()
     started_at: datetime | None = None
@@ -241,6 +243,8 @@ def _apply(case: _Case, event: Event) -> JobState:
             return _request_cancel(case)
         case Expired():
             return _expire(case)
+        case WentSilent():
+            return _go_silent(case, event)
         case LookFailed():
             return _fail_look(case)
         case _:
@@ -320,7 +324,7 @@ def _refuse(case: _Case, event: Refused) -> JobState:
         case RefusalKind.TRANSIENT:
             closed = _close(case.state, attempt, AttemptState.REFUSED)
             return _try_again(case, closed, event.failure, event.retry_after_seconds)
-        case RefusalKind.THROTTLED | RefusalKind.ACCOUNT:
+        case RefusalKind.UNREACHABLE | RefusalKind.THROTTLED | RefusalKind.ACCOUNT:
             # Certainly not bought, and not the job's fault: the same attempt goes again.
             failures = case.state.look_failures + 1
             floor = event.retry_after_seconds
@@ -464,14 +468,7 @@ def _expire(case: _Case) -> JobState:
     state = case.state
     if state.stage is Stage.STORING or case.now < state.deadline_at:
         raise IllegalEvent(state, Expired())
-    attempt = state.open_attempt
-    if attempt is not None:
-        end = {
-            AttemptState.READY: AttemptState.REFUSED,
-            AttemptState.SENT: AttemptState.LOST,
-            AttemptState.RUNNING: AttemptState.CANCELLED,
-        }
-        state = _close(state, attempt, end[attempt.state])
+    state = _give_up(state)
     if state.is_cancel_requested:
         return _finish(state, Status.CANCELLED, case.now)
     return _finish(state, Status.FAILED, case.now, _deadline_exceeded())
@@ -495,6 +492,22 @@ def _fail_look(case: _Case) -> JobState:
         look_failures=failures,
         due_at=case.now + max(delay, case.policy.shortest_look),
     )
+
+
+def _go_silent(case: _Case, event: WentSilent) -> JobState:
+    """Space looks out that end in silence, and give up in the end.
+
+    Whoever dies of this job takes the looks at others along.
+    """
+    state = replace(case.state, silent_looks=event.times)
+    if event.times <= case.policy.silent_looks_forgiven:
+        return state
+    if event.times >= case.policy.most_silent_looks:
+        return _finish(_give_up(state), Status.FAILED, case.now, _poisonous())
+    wait = RetryPolicy(base=2.0, cap=timedelta(seconds=60)).delay(
+        event.times - case.policy.silent_looks_forgiven, case.draw
+    )
+    return replace(state, due_at=case.now + max(wait, case.policy.shortest_look))
 
 
 # ------------------------------------------------------------------------------- pieces
@@ -533,6 +546,19 @@ def _next_reconciliation(case: _Case, attempt: Attempt) -> datetime | None:
     return next((moment for moment in moments if moment > case.now), None)
 
 
+def _give_up(state: JobState) -> JobState:
+    """Close the open attempt, if there is one, as what is known of it."""
+    attempt = state.open_attempt
+    if attempt is None:
+        return state
+    end = {
+        AttemptState.READY: AttemptState.REFUSED,
+        AttemptState.SENT: AttemptState.LOST,
+        AttemptState.RUNNING: AttemptState.CANCELLED,
+    }
+    return _close(state, attempt, end[attempt.state])
+
+
 def _close(state: JobState, attempt: Attempt, end: AttemptState) -> JobState:
     return replace(state, attempt=replace(attempt, state=end), progress=None)
 
@@ -569,6 +595,7 @@ def _finish(
         failure=failure,
         is_claimed=False,
         has_news=False,
+        silent_looks=0,
         completed_at=now,
     )
 
@@ -579,6 +606,14 @@ def _deadline_exceeded() -> Failure:
     )
 
 
+def _poisonous() -> Failure:
+    return Failure(
+        "poisonous",
+        "Looking after the job ended the worker again and again.",
+        retryable=True,
+    )
+
+
 def _visible(state: JobState) -> JobState:
     """Blank what only the scheduler cares about."""
     return replace(
@@ -586,6 +621,7 @@ def _visible(state: JobState) -> JobState:
         version=0,
         due_at=None,
         look_failures=0,
+        silent_looks=0,
         is_claimed=False,
         has_news=False,
     )

@@ -40,6 +40,9 @@ class Policy:
     a job is still looked at when no look comes to an end; by then `Cancel-After` has ended
     whatever runs at the provider.
 
+    Looks that end without a word in a row, as when the worker dies of the job, are spaced out
+    beyond `silent_looks_forgiven`, and end it at `most_silent_looks`.
+
     Webhooks and the sweep of the provider's list bring the news.  A look of a job's own is
     for stragglers: it comes when `tardiness` times the usual time of the model are over
     (`unknown_usual` where nothing is known), and then ever more rarely.
@@ -57,6 +60,8 @@ class Policy:
     unknown_usual: timedelta = timedelta(seconds=3)
     account_pause: timedelta = timedelta(seconds=30)
     last_resort: timedelta = timedelta(minutes=10)
+    silent_looks_forgiven: int = 2
+    most_silent_looks: int = 10
 
     @property
     def grace(self) -> timedelta:

@@ -94,6 +94,7 @@ class Job(Base):
     due_at: Mapped[datetime | None] = mapped_column(Moment)
     claim_token: Mapped[UUID | None] = mapped_column(Uuid)
     has_news: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    silent_looks: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     deadline_at: Mapped[datetime] = mapped_column(Moment)
     created_at: Mapped[datetime] = mapped_column(Moment)
     started_at: Mapped[datetime | None] = mapped_column(Moment)

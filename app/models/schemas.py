@@ -180,6 +180,16 @@ class JobError(_Body):
     retryable: bool = Field(description="The same request may succeed later.")
 
 
+class Waiting(_Body):
+    """What keeps a pending job from starting."""
+
+    code: Literal["provider_account", "provider_unavailable"] = Field(
+        description="Stable; switch on this."
+    )
+    message: str = Field(description="For people.")
+    since: datetime = Field(description="When it began.")
+
+
 class Provider(_Body):
     """Who made the picture."""
 
@@ -202,6 +212,10 @@ class Job(_Body):
     job_id: UUID
     status: StatusWord
     stage: StageWord | None = Field(description="What a live job waits for.")
+    waiting_for: Waiting | None = Field(
+        description="Why a pending job cannot start yet, beyond its place in the queue; "
+        "no part of `version`."
+    )
     model: str
     prompt: str
     parameters: dict[str, Any] = Field(

@@ -18,7 +18,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.core.throttle import TokenBucket
+from app.core.throttle import Grant
 from app.domain.errors import Unavailable
 from app.services.job_records import Claim
 from app.services.ledger import LEASE, MOST_AT_ONCE, Ledger
@@ -45,6 +45,18 @@ class Runner(Protocol):
         ...
 
 
+class Purchases(Protocol):
+    """Who says how many purchases may start: a `GuardedBucket`."""
+
+    async def take(self, n: int = 1) -> Grant:
+        """Let up to `n` start now; say when to ask for the rest."""
+        ...
+
+    async def give_back(self, n: int) -> None:
+        """Take back what was let and did not start."""
+        ...
+
+
 class Engine:
     """Runs looks.  All methods belong to the loop's thread."""
 
@@ -53,7 +65,7 @@ class Engine:
         *,
         ledger: Ledger,
         runner: Runner,
-        purchases: TokenBucket,
+        purchases: Purchases,
         concurrency: int,
     ) -> None:
         self._ledger = ledger

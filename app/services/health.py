@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core import heartbeat, migrations
+from app.core.breaker import BreakerState, CircuitBreaker
+from app.core.circuit import Condition as Circuit
 from app.core.database import DISCONNECTED
 from app.core.patience import within
 from app.core.queue import QUEUE_NAME
@@ -68,12 +70,14 @@ class HealthChecks:
         redis: Redis,
         store: MediaStore,
         client: MediaClient,
+        breaker: CircuitBreaker,
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._redis = redis
         self._store = store
         self._client = client
+        self._breaker = breaker
         self._remembered: dict[str, tuple[float, PartHealth]] = {}
 
     async def essential(self) -> dict[str, PartHealth]:
@@ -89,9 +93,7 @@ class HealthChecks:
                 "workers": self._check_workers,
                 "queue": self._check_queue,
                 **self._storage(),
-                "provider": self._remember(
-                    "provider", self._check_provider, PROVIDER_EVERY
-                ),
+                "provider": self._check_provider,
             }
         )
 
@@ -162,6 +164,26 @@ class HealthChecks:
         return PartHealth(Condition.OK)
 
     async def _check_provider(self) -> PartHealth:
+        """Tell what purchases met with, or else whether the provider answers at all."""
+        state = await self._breaker.state()
+        if state.condition is not Circuit.CLOSED:
+            return self._held_back(state)
+        ask = self._remember("provider", self._ask_provider, PROVIDER_EVERY)
+        answer = await ask()
+        return replace(answer, figures={**answer.figures, "breaker": "closed"})
+
+    def _held_back(self, state: BreakerState) -> PartHealth:
+        figures = {
+            "name": self._client.name,
+            "breaker": state.condition.value,
+            "reason": state.reason,
+            "since": state.since,
+            "retry_at": state.retry_at,
+        }
+        detail = f"purchases are held back ({state.reason}), jobs wait"
+        return PartHealth(Condition.DEGRADED, detail=detail, figures=figures)
+
+    async def _ask_provider(self) -> PartHealth:
         await self._client.ping()
         return PartHealth(Condition.OK, figures={"name": self._client.name})
 

@@ -98,10 +98,14 @@ async def page(
     conn: AsyncConnection, wanted: JobFilter, *, before: UUID | None, limit: int
 ) -> list[JobRecord]:
     """List jobs, newest first, older than the job `before`; at most `limit`."""
-    query = _narrow(_RECORD, wanted)
+    ids = _narrow(select(JOBS.c.id), wanted)
     if before is not None:
-        query = query.where(JOBS.c.id < before)
-    rows = await conn.execute(query.order_by(JOBS.c.id.desc()).limit(limit))
+        ids = ids.where(JOBS.c.id < before)
+    # Choosing by ids alone lets the index of a filter answer.  Asked for whole rows, the
+    # planner walks the primary key and filters: past every live job to the completed ones.
+    chosen = ids.order_by(JOBS.c.id.desc()).limit(limit).subquery()
+    query = _RECORD.join(chosen, chosen.c.id == JOBS.c.id)
+    rows = await conn.execute(query.order_by(JOBS.c.id.desc()))
     return [_record(row) for row in rows]
 
 
@@ -148,6 +152,12 @@ _DUE_STARTS = (
     .order_by(JOBS.c.priority.desc(), JOBS.c.due_at)
     .limit(bindparam("limit"))
 )
+_OUT_OF_TIME = (
+    select(JOBS.c.id)
+    .where(JOBS.c.status == literal_column("'pending'"))
+    .where(JOBS.c.deadline_at <= func.now(), JOBS.c.due_at <= func.now())
+    .limit(bindparam("limit"))
+)
 _OWNED = select(ATTEMPTS.c.handle).where(
     ATTEMPTS.c.handle == func.any(bindparam("handles", type_=ARRAY(Text())))
 )
@@ -164,6 +174,11 @@ async def due_looks(
 async def due_starts(conn: AsyncConnection, *, limit: int) -> list[UUID]:
     """Name pending jobs that may start now, by priority, then by age."""
     return list((await conn.execute(_DUE_STARTS, {"limit": limit})).scalars())
+
+
+async def out_of_time(conn: AsyncConnection, *, limit: int) -> list[UUID]:
+    """Name pending jobs whose deadline has passed: a claim ends them."""
+    return list((await conn.execute(_OUT_OF_TIME, {"limit": limit})).scalars())
 
 
 async def owned(conn: AsyncConnection, handles: Sequence[str]) -> set[str]:

@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 import structlog
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from app.core.breaker import CircuitBreaker
 from app.core.counters import SharedCounters
 from app.core.crashpoints import Point, reach
 from app.domain import errors, generation
@@ -43,11 +44,11 @@ from app.domain.events import (
     Started,
     Stored,
 )
-from app.domain.generation import Failure, MediaClient, Phase, Prediction
+from app.domain.generation import Failure, MediaClient, Phase, Prediction, RefusalKind
 from app.domain.lifecycle import IllegalEvent, Stage
 from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
-from app.services.job_service import Change, Hold, Outcome
+from app.services.job_service import Change, Hold
 from app.services.ledger import LEASE, Ledger
 from app.services.media_store import MediaStore
 from app.services.reconciler import Reconciler, Seeker
@@ -59,6 +60,10 @@ CONFIRMATION = timedelta(seconds=30)  # how long a cancelled prediction may ling
 FETCHES = 2  # tries for a file whose bytes are complete and wrong
 DOWNLOADS_AT_ONCE = 64
 SOON = timedelta(milliseconds=500)  # a fetch that takes longer is worth telling about
+
+# Why purchases are held back: what the breaker is told and callers see.
+ACCOUNT = "provider_account"
+UNREACHABLE = "provider_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class JobRunner:
         client: MediaClient,
         store: MediaStore,
         counters: SharedCounters,
+        breaker: CircuitBreaker,
         max_output_bytes: int,
         price_of: Callable[[str], Decimal | None],
         reconciler: Reconciler,
@@ -92,6 +98,7 @@ class JobRunner:
         self._client = client
         self._store = store
         self._counters = counters
+        self._breaker = breaker
         self._max_output_bytes = max_output_bytes
         self._price_of = price_of
         self._reconciler = reconciler
@@ -157,12 +164,14 @@ class JobRunner:
             raise LostClaim("The purchase came too late.")
         left = claim.state.deadline_at - claim.now
         reach(Point.PURCHASE_INTENDED)
+        turn = self._breaker.turn
         outcome = await self._client.create(
             claim.request,
             cancel_after=max(left, SHORTEST_CANCEL_AFTER),
             webhook=self._webhook(claim),
         )
         reach(Point.PURCHASE_MADE)
+        await self._report(turn, outcome)
         match outcome:
             case generation.Started(prediction):
                 usual = self._durations.usual_seconds(claim.request.model)
@@ -175,6 +184,22 @@ class JobRunner:
                 log.warning("purchase.unknown", reason=reason)
                 self._counters.add("unknown_outcomes", reason="no_answer")
                 return _Result(OutcomeUnknown(reason))
+
+    async def _report(self, turn: datetime, outcome: generation.CreateOutcome) -> None:
+        """Tell the breaker of purchases what a create says about the ones to come."""
+        match outcome:
+            case generation.Started():
+                await self._breaker.report_success(turn)
+            case generation.Refused(RefusalKind.ACCOUNT, failure):
+                # What is forbidden may be this model only: that takes more than one to say.
+                is_fatal = failure.code == ACCOUNT
+                await self._breaker.report_trouble(turn, ACCOUNT, is_fatal=is_fatal)
+            case generation.Unknown() | generation.Refused(
+                RefusalKind.TRANSIENT | RefusalKind.UNREACHABLE
+            ):
+                await self._breaker.report_trouble(turn, UNREACHABLE)
+            case generation.Refused():
+                await self._breaker.report_answer(turn)
 
     def _webhook(self, claim: Claim) -> str | None:
         """Compose the address at which the provider may tell about this attempt."""
@@ -355,7 +380,6 @@ class JobRunner:
             else:
                 reach(Point.PURCHASE_SAVED, when=isinstance(result.event, Started))
                 reach(Point.JOB_SETTLED, when=outcome.after.is_terminal)
-                self._measure(outcome)
                 await self._keep(claim, result.outputs)
                 return outcome.next_look
         return self._give_way()
@@ -398,24 +422,6 @@ class JobRunner:
             return (await self._ledger.change(change)).next_look
         except (LostClaim, IllegalEvent, Unavailable, DBAPIError):
             return self._give_way()
-
-    def _measure(self, outcome: Outcome) -> None:
-        """Count what the settle changed."""
-        before, after = outcome.before, outcome.after
-        if not after.is_terminal or before.is_terminal or after.completed_at is None:
-            return
-        code = after.failure.code if after.failure else ""
-        self._counters.add("jobs_finished", status=after.status.value, code=code)
-        marks = (
-            ("queue", after.created_at, after.started_at),
-            ("generate", after.started_at, after.generated_at),
-            ("store", after.generated_at, after.completed_at),
-            ("total", after.created_at, after.completed_at),
-        )
-        for phase, begin, end in marks:
-            if begin is not None and end is not None:
-                span = (end - begin).total_seconds()
-                self._counters.observe("job_phase_seconds", span, phase=phase)
 
 
 def _handle(claim: Claim) -> str:

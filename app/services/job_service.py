@@ -39,7 +39,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.core.database import arrays, unnest
 from app.domain import journal
 from app.domain.errors import Conflict, LostClaim, NotFound
-from app.domain.events import CancelRequested, Event, Intended
+from app.domain.events import CancelRequested, Event, Intended, WentSilent
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.lifecycle import JobState, Stage, Status, decide, overdue
 from app.domain.policy import Policy
@@ -107,6 +107,11 @@ class Outcome:
     before: JobState
     after: JobState
     next_look: timedelta | None
+
+    @property
+    def is_end(self) -> bool:
+        """Tell whether the job finished by this."""
+        return self.after.is_terminal and not self.before.is_terminal
 
 
 # ------------------------------------------------------------------------------ submit
@@ -215,6 +220,15 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
 
 # ------------------------------------------------------------------------------- claim
 
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What was taken; and the jobs that ended instead."""
+
+    claims: Sequence[Claim]
+    ended: Sequence[JobState]
+
+
 # Lock first, read afterwards: a statement that waited for a lock, or came a moment before
 # another one's commit, sees the job as it is now and its attempt as it was before (PostgreSQL 18
 # manual, 13.2.1).
@@ -259,29 +273,38 @@ async def claim(
     lease: timedelta,
     starts: int,
     policy: Policy,
-) -> list[Claim]:
+) -> Claimed:
     """Take those of the jobs that somebody needs to look at now.
 
     Locks the rows and pushes `due_at` one lease beyond the database's now.  A pending job
     is taken only while `starts` lasts, and its attempt is intended in the same breath: after
     the commit exactly one request may leave for it.  A job whose time is up for good ends
-    here (see `lifecycle.overdue`).  A job missing from the answer is unknown, finished, not
-    due, out of budget or in other hands.  Does not commit.
+    here (see `lifecycle.overdue`), and so does one whose looks end in silence each time; before
+    that, they are spaced out.  A job missing from the claims is unknown, finished, not due, out
+    of budget or in other hands.  Does not commit.
     """
     began = time.monotonic()
     rows = await _read_locked(conn, _LOCK_DUE, job_ids)
     # When the budget does not reach for all: by priority, then by age (ids are in time order).
-    rows = sorted(rows, key=lambda row: (-row.priority, row.id))
+    rows = sorted(rows, key=lambda row: (-row.priority, row.due_at, row.id))
     claims: list[Claim] = []
+    ended: list[JobState] = []
     writes = Writes()
     for row in rows:
         state = read_state(row)
         token = uuid4()
         if (end := overdue(state, row.now, policy)) is not None:
-            writes.decided(row, state, end, policy)
+            ended.append(_end(writes, row, state, end, policy))
         elif state.status is not Status.PENDING:
             if row.claim_token is not None:
                 log.warning("job.lease_expired", job_id=str(row.id), stage=state.stage)
+                silence = WentSilent(state.silent_looks + 1)
+                after = decide(state, silence, row.now, policy, random.random())
+                if after.due_at != state.due_at:
+                    writes.decided(row, state, after, silence)
+                    ended.append(after)
+                    continue
+                state = after
             # What was heard until now, this look will see.
             known = replace(state, has_news=False)
             writes.add(row, state, known, due_at=row.now + lease, claim_token=token)
@@ -290,7 +313,16 @@ async def claim(
             starts -= 1
             claims.append(_intend(writes, row, state, token, began, lease, policy))
     await writes.flush(conn)
-    return claims
+    return Claimed(claims, [state for state in ended if state.is_terminal])
+
+
+def _end(
+    writes: Writes, row: Any, state: JobState, end: Event, policy: Policy
+) -> JobState:
+    """End a job without another look."""
+    after = decide(state, end, row.now, policy, random.random())
+    writes.decided(row, state, after, end)
+    return after
 
 
 def _intend(
@@ -366,7 +398,7 @@ async def transition(
             tokens[row.id] = None
         next_look = _ahead(after, row.now)
         if change.hold is Hold.RELEASE:
-            after = replace(after, is_claimed=False)
+            after = replace(after, is_claimed=False, silent_looks=0)
         elif not after.is_terminal and (change.hold is Hold.KEEP or after.is_claimed):
             # Somebody is looking: `due_at` is their lease, whatever was decided.
             after = replace(after, due_at=before.due_at)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -17,10 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.database import arrays, unnest
 from app.domain import journal
-from app.domain.events import Event, Expired
+from app.domain.events import Event, Expired, WentSilent
 from app.domain.generation import GenerationRequest
-from app.domain.lifecycle import JobState, decide
-from app.domain.policy import Policy
+from app.domain.lifecycle import AttemptState, JobState
 from app.services import file_locks
 from app.services.job_records import (
     ASSETS,
@@ -114,11 +112,11 @@ class Writes:
                 code=after.failure.code if after.failure else None,
             )
 
-    def decided(self, row: Any, state: JobState, event: Event, policy: Policy) -> None:
-        """Decide an event that needs no claim, and write it."""
-        after = decide(state, event, row.now, policy, random.random())
+    def decided(self, row: Any, state: JobState, after: JobState, event: Event) -> None:
+        """Write what was decided outside any look; nobody has a claim then."""
         self.add(row, state, after, due_at=after.due_at, claim_token=None)
-        self.event(row, after, event)
+        if after.version != state.version:
+            self.event(row, after, event)
         if after.attempt != state.attempt:
             self.attempt(row, after, event)
 
@@ -152,7 +150,8 @@ class Writes:
             return
         is_over = not attempt.state.is_open
         # Given up while it runs: nobody saw the provider agree.
-        is_unwanted = is_over and isinstance(event, Expired) and attempt.handle
+        is_given_up = isinstance(event, Expired | WentSilent)
+        is_unwanted = is_given_up and attempt.state is AttemptState.CANCELLED
         self._attempts[row.id, attempt.number] = {
             "id": attempt_id or row.attempt_id,
             "job_id": row.id,

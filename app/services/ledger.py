@@ -7,7 +7,7 @@ the commit.  A database that cannot be had is `Unavailable`, within `PATIENCE`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.core.batching import Batcher
 from app.core.database import DISCONNECTED, is_disconnect
 from app.domain.errors import NotFound, Unavailable
+from app.domain.lifecycle import JobState
 from app.domain.policy import Policy
 from app.services import file_locks, job_queries, job_service, news
 from app.services.job_queries import JobRecord
@@ -59,12 +60,23 @@ def _is_shared(error: BaseException) -> bool:
     return isinstance(error, Unavailable)
 
 
+OnEnd = Callable[[JobState], None]
+
+
+def _ignore_end(state: JobState) -> None:
+    """Take no notice."""
+
+
 class Ledger:
     """Where jobs are written down and looked up.  Safe to share within one event loop."""
 
-    def __init__(self, engine: AsyncEngine, policy: Policy) -> None:
+    def __init__(
+        self, engine: AsyncEngine, policy: Policy, *, on_end: OnEnd = _ignore_end
+    ) -> None:
+        """`on_end(state)` is told of every job that finished here, after the commit."""
         self.engine = engine
         self.policy = policy
+        self._on_end = on_end
         self._submits: Batcher[NewJob, datetime] = Batcher(
             self._submit, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
         )
@@ -140,9 +152,12 @@ class Ledger:
     async def claim(self, job_ids: Sequence[UUID], *, starts: int) -> list[Claim]:
         """Claim what is due among the jobs: see `job_service.claim`."""
         async with _within(CLAIM_PATIENCE), self.transaction() as conn:
-            return await job_service.claim(
+            claimed = await job_service.claim(
                 conn, job_ids, lease=LEASE, starts=starts, policy=self.policy
             )
+        for state in claimed.ended:
+            self._on_end(state)
+        return list(claimed.claims)
 
     async def renew(self, claims: Sequence[Claim]) -> set[UUID]:
         """Renew the leases of the claims; give the tokens that still stand."""
@@ -166,7 +181,11 @@ class Ledger:
     async def _change(self, changes: Sequence[Change]) -> Sequence[Outcome | Exception]:
         # A silent connection must not hold everybody's lane; changes may be repeated.
         async with _within(PATIENCE), self.transaction() as conn:
-            return await job_service.transition(conn, changes, policy=self.policy)
+            outcomes = await job_service.transition(conn, changes, policy=self.policy)
+        for outcome in outcomes:
+            if isinstance(outcome, Outcome) and outcome.is_end:
+                self._on_end(outcome.after)
+        return outcomes
 
     async def _hear(self, hints: Sequence[Hint]) -> Sequence[Told | Exception]:
         async with _within(PATIENCE), self.transaction() as conn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -11,6 +12,7 @@ from typing import Protocol
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from app.core.breaker import CircuitBreaker
 from app.core.throttle import TokenBucket
 from app.domain.errors import ProviderThrottled
 from app.services.providers.addresses import OutputHosts
@@ -69,6 +71,14 @@ class Throttle:
                 redis, "provider-requests", per_minute=requests_per_minute
             ),
         )
+
+
+def open_breaker(
+    redis: Redis, on_opened: Callable[[str], None] = lambda reason: None
+) -> CircuitBreaker:
+    """Make the breaker of purchases from our provider, shared by all processes."""
+    name = f"{ReplicateClient.name}-creates"
+    return CircuitBreaker(redis, name, on_opened=on_opened)
 
 
 class ThrottleGate:

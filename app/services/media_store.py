@@ -27,7 +27,7 @@ import obstore
 
 from app.domain.errors import NotFound, OutputInvalid, StorageUnavailable
 from app.services.blobs import WRITERS, Blobs, Bucket, Folder, in_thread, translated
-from app.services.pictures import FORMATS, inspect
+from app.services.pictures import FORMATS, PictureFacts, inspect
 
 _KEY: Final = re.compile(
     r"([0-9a-f]{2})/(\1[0-9a-f]{62})\.(png|jpg|webp|gif|avif)", re.ASCII
@@ -91,18 +91,15 @@ class MediaStore:
         `StorageUnavailable` when they could not be kept; in each case nothing was stored.
         Safe to repeat: the same bytes give the same key.
         """
-        digest = hashlib.sha256()
         staged = _Staged(self._writers)
         try:
             async for chunk in stream:
                 if staged.size_bytes + len(chunk) > max_bytes:
                     raise OutputInvalid(f"The file has more than {max_bytes:,} bytes.")
-                digest.update(chunk)
                 await staged.write(chunk)
             with translated("keep the file while it was checked"):
                 file = await staged.finish()
-                facts = await in_thread(self._checkers, inspect, file)
-            sha256 = digest.hexdigest()
+                facts, sha256 = await in_thread(self._checkers, _check, file)
             key = f"{sha256[:2]}/{sha256}.{facts.extension}"
             with translated("write the file"):
                 await self._blobs.write(key, file, facts.content_type)
@@ -211,6 +208,15 @@ def open_media_store(
         writers = ThreadPoolExecutor(WRITERS, "media-store")
         return MediaStore(Bucket(url, environ, writers), writers)
     raise ValueError("STORAGE_URL must look like file:///folder or s3://bucket/prefix")
+
+
+def _check(file: IO[bytes]) -> tuple[PictureFacts, str]:
+    """See what the picture is, and hash it; both take CPU, so not in the event loop."""
+    facts, digest = inspect(file), hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(_READ_CHUNK):
+        digest.update(chunk)
+    return facts, digest.hexdigest()
 
 
 class _Staged:

@@ -28,6 +28,7 @@ LEADERSHIP_KEY = 0x6D67_0001
 ROUND = timedelta(milliseconds=500)
 SLACK = timedelta(milliseconds=750)  # a worker's own timers come first
 RINGS_A_ROUND = 32
+REST_OF_THE_LATE = timedelta(seconds=5)
 REST_AFTER_TROUBLE = timedelta(seconds=2)
 
 
@@ -37,6 +38,21 @@ class Duty(Protocol):
     async def perform(self) -> timedelta:
         """Do it once; say how long to rest.  Raises `Unavailable` when it cannot be done."""
         ...
+
+
+class EndOutOfTime:
+    """Has pending jobs looked at whose time is up, also while nothing may start."""
+
+    def __init__(self, ledger: Ledger, engine: Engine) -> None:
+        self._ledger = ledger
+        self._engine = engine
+
+    async def perform(self) -> timedelta:
+        """Offer them to the engine: a claim ends them."""
+        async with self._ledger.reading() as conn:
+            found = await job_queries.out_of_time(conn, limit=MOST_AT_ONCE)
+        self._engine.offer(found)
+        return ROUND if len(found) == MOST_AT_ONCE else REST_OF_THE_LATE
 
 
 class Watcher:

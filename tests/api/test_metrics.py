@@ -19,6 +19,7 @@ EMPTY_WHEN_ALL_IS_WELL = {
     "mgs_unknown_outcomes",
     "mgs_orphans_adopted",
     "mgs_claims_lost",
+    "mgs_provider_breaker_opened",
     "mgs_provider_webhooks",
     *("mgs_late_survivors", "mgs_unwanted_cancelled"),
     *("mgs_swept_pages", "mgs_swept_news"),

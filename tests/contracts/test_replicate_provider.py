@@ -174,7 +174,7 @@ CREATES: dict[str, tuple[Reaction, str]] = {
         problem(402, title="Insufficient credit", detail="Go buy credit"),
         "account provider_account",
     ),
-    "403 html": (html(403), "account provider_account"),
+    "403 html": (html(403), "account provider_forbidden"),
     "404": (problem(404, detail="Not found"), "permanent model_not_found"),
     "404 cut short": (
         then_close(raw(b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n{")),
@@ -324,26 +324,26 @@ async def test_aiohttp_would_have_sent_a_get_again(
     assert [r.connection for r in server.requests] == [1, 2]
 
 
-async def test_nothing_listening_is_a_transient_refusal() -> None:
+async def test_nothing_listening_never_left() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         client = make_client(f"http://127.0.0.1:{unused.getsockname()[1]}")
         outcome = await client.create(REQUEST, cancel_after=LIFE)
         await client.aclose()
-    assert summary(outcome) == "transient provider_unavailable"
+    assert summary(outcome) == "unreachable provider_unavailable"
 
 
-async def test_a_failed_tls_handshake_is_a_transient_refusal(
+async def test_a_failed_tls_handshake_never_left(
     server: ScriptedServer,
 ) -> None:
     client = make_client(f"https://127.0.0.1:{server.port}")
     outcome = await client.create(REQUEST, cancel_after=LIFE)
     await client.aclose()
-    assert summary(outcome) == "transient provider_unavailable"
+    assert summary(outcome) == "unreachable provider_unavailable"
     assert server.requests == []
 
 
-async def test_a_connect_that_takes_too_long_is_a_transient_refusal() -> None:
+async def test_a_connect_that_takes_too_long_never_left() -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -356,7 +356,7 @@ async def test_a_connect_that_takes_too_long_is_a_transient_refusal() -> None:
         await client.aclose()
         for one in waiting:
             one.close()
-    assert summary(outcome) == "transient provider_unavailable"
+    assert summary(outcome) == "unreachable provider_unavailable"
 
 
 def test_a_name_that_does_not_resolve_counts_as_not_connected() -> None:
@@ -388,7 +388,7 @@ async def test_a_closed_client_buys_nothing(server: ScriptedServer) -> None:
     client = make_client(server.url)
     await client.aclose()
     outcome = await client.create(REQUEST, cancel_after=LIFE)
-    assert summary(outcome) == "transient provider_unavailable"
+    assert summary(outcome) == "unreachable provider_unavailable"
     with pytest.raises(ProviderUnavailable):
         await client.ping()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -97,3 +98,15 @@ async def test_it_beats_and_stops_without_redis(
 
         await wait_for_async(tried_again, within=5, what="a second try")
         await beat.stop()
+
+
+async def test_whoever_stops_while_connecting_ends(redis_url: str) -> None:
+    """Wherever the first beat is: connecting, greeting, sending."""
+    for steps in range(60):
+        async with Redis.from_url(redis_url, socket_timeout=0.5) as client:
+            beat = Heartbeat(client, "host:1", lambda: {"in_flight": "0"})
+            beat.start()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await asyncio.wait_for(beat.stop(), 2)
+            assert await living(client) == {}

@@ -22,6 +22,7 @@ from app.domain.events import (
     Refused,
     Started,
     Stored,
+    WentSilent,
 )
 from app.domain.generation import Failure, RefusalKind
 from app.domain.lifecycle import JobState, decide, new_job
@@ -42,6 +43,7 @@ EVENTS: Mapping[str, Event] = {
     "heard_over": Heard(1, "h-1", is_over=True),
     "refused_permanent": Refused(RefusalKind.PERMANENT, FAILURE),
     "refused_transient": Refused(RefusalKind.TRANSIENT, FAILURE),
+    "unreachable": Refused(RefusalKind.UNREACHABLE, FAILURE),
     "throttled": Refused(RefusalKind.THROTTLED, FAILURE, 10.0),
     "account_refused": Refused(RefusalKind.ACCOUNT, FAILURE),
     "unknown": OutcomeUnknown("timeout"),
@@ -60,6 +62,9 @@ EVENTS: Mapping[str, Event] = {
     "cancel": CancelRequested(),
     "expired": Expired(),
     "look_failed": LookFailed("timeout"),
+    "silent": WentSilent(1),
+    "silent_again": WentSilent(POLICY.silent_looks_forgiven + 1),
+    "poisonous": WentSilent(POLICY.most_silent_looks),
 }
 
 
@@ -75,7 +80,7 @@ SENT = ("intended",)
 NEWS = ("heard", "heard_over")
 OVERTAKEN = (  # what the look that bought has to say when its purchase was heard of before
     *("started", "adopted", "refused_permanent", "refused_transient", "throttled"),
-    *("account_refused", "unknown", "not_found"),
+    *("unreachable", "account_refused", "unknown", "not_found"),
 )
 STATES: Mapping[str, JobState] = {
     "queued": after(),
@@ -96,7 +101,7 @@ STATES: Mapping[str, JobState] = {
 }
 
 # What a state becomes: a stage's name, or a final status.  What is not here is illegal.
-LEGAL: Mapping[str, Mapping[str, str]] = {
+_LEGAL: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(
         ("queued", "queued_again"),
         {
@@ -117,7 +122,8 @@ LEGAL: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("started", "adopted", *NEWS), "generating"),
         "refused_permanent": "failed",
         **dict.fromkeys(
-            ("refused_transient", "throttled", "account_refused"), "queued"
+            ("refused_transient", "unreachable", "throttled", "account_refused"),
+            "queued",
         ),
         "unknown": "reconciling",
         **dict.fromkeys(("cancel", "look_failed"), "submitting"),
@@ -126,7 +132,8 @@ LEGAL: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("started", "adopted", *NEWS), "generating"),
         "refused_permanent": "failed",
         **dict.fromkeys(
-            ("refused_transient", "throttled", "account_refused"), "cancelled"
+            ("refused_transient", "unreachable", "throttled", "account_refused"),
+            "cancelled",
         ),
         "unknown": "reconciling",
         **dict.fromkeys(("cancel", "look_failed"), "submitting"),
@@ -163,6 +170,16 @@ LEGAL: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("output_failed", "cancel", "look_failed"), "storing"),
         **dict.fromkeys(("generated", *NEWS), "storing"),
     },
+}
+
+SILENCE = ("silent", "silent_again")
+LEGAL: Mapping[str, Mapping[str, str]] = {
+    state: {
+        **legal,
+        **dict.fromkeys(SILENCE, STATES[state].stage or ""),
+        "poisonous": "failed",
+    }
+    for state, legal in _LEGAL.items()
 }
 
 # What the deadline adds: it ends every live job but one whose picture is already made.

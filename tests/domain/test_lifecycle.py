@@ -19,6 +19,7 @@ from app.domain.events import (
     Refused,
     Started,
     Stored,
+    WentSilent,
 )
 from app.domain.generation import RefusalKind
 from app.domain.lifecycle import (
@@ -113,7 +114,7 @@ def test_the_deadline_closes_the_attempt_as_what_it_was(
 # ------------------------------------------------------------------------------ attempts
 
 
-@pytest.mark.parametrize("event", ["throttled", "account_refused"])
+@pytest.mark.parametrize("event", ["unreachable", "throttled", "account_refused"])
 def test_a_refusal_that_is_not_the_jobs_fault_keeps_the_attempt(event: str) -> None:
     state = after("intended", event)
 
@@ -480,6 +481,24 @@ def test_a_failed_look_is_never_repeated_at_once() -> None:
     state = decide(STATES["generating"], LookFailed("timeout"), NOW, POLICY, 0.0)
 
     assert state.due_at == NOW + POLICY.shortest_look
+
+
+def test_looks_that_end_in_silence_are_spaced_out_and_in_the_end_the_job_fails() -> (
+    None
+):
+    state, waits = STATES["generating"], []
+    for times in range(1, POLICY.most_silent_looks):
+        after = decide(state, WentSilent(times), NOW, POLICY, 1.0)
+        assert after.due_at is not None and after.silent_looks == times
+        moved = after.due_at != state.due_at
+        waits.append((after.due_at - NOW).total_seconds() if moved else None)
+        assert after.version == state.version
+
+    assert waits == [None, None, 2, 4, 8, 16, 32, 60, 60]
+    end = decide(state, WentSilent(POLICY.most_silent_looks), NOW, POLICY, 1.0)
+    assert end.failure is not None
+    assert (end.status, end.failure.code) == (Status.FAILED, "poisonous")
+    assert _attempt(end) is AttemptState.CANCELLED
 
 
 # ------------------------------------------------------------------------------- policies

@@ -37,7 +37,7 @@ from app.services.job_records import Claim
 from app.services.job_runner import JobRunner
 from app.services.job_service import Change, Outcome
 from app.services.ledger import LEASE, Ledger
-from app.services.media_client import Throttle, open_media_client
+from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_store import MediaStore, open_media_store
 from app.services.reconciler import Reconciler
 from sandbox.config import SandboxConfig
@@ -221,6 +221,7 @@ async def tools(
                 client=client,
                 store=store,
                 counters=counters,
+                breaker=open_breaker(redis),
                 max_output_bytes=1_000_000,
                 price_of=lambda model: PRICE,
                 reconciler=Reconciler(ledger, client),

@@ -919,3 +919,43 @@ async def test_the_tables_of_a_job_refuse_rows_that_break_a_law(
     with pytest.raises(IntegrityError, match=law):
         async with engine.begin() as conn:
             await conn.execute(text(statement))
+
+
+# ------------------------------------------------------------------------------- silent looks
+
+
+async def test_a_job_whose_looks_end_in_silence_is_spared_and_then_given_up(
+    jobs: JobTable,
+) -> None:
+    (job_id,) = await jobs.submit()
+    await jobs.look(job_id, Started("h-1"))
+    claims = 0
+    for _ in range(40):
+        await jobs.make_due(job_id)
+        claims += len(await jobs.claim(job_id))
+        if (await jobs.state(job_id)).is_terminal:
+            break
+
+    state = await jobs.state(job_id)
+    assert state.failure is not None
+    assert (state.status, state.failure.code) == (Status.FAILED, "poisonous")
+    assert claims == jobs.policy.most_silent_looks
+    (attempt,) = await jobs.attempts(job_id)
+    assert (attempt.state, attempt.handle) == ("cancelled", "h-1")
+    assert attempt.cancel_at is not None, "it may still run at the provider"
+    assert timeless(await jobs.replayed(job_id)) == timeless(state)
+
+
+async def test_one_look_with_a_word_forgives_the_silent_ones(jobs: JobTable) -> None:
+    (job_id,) = await jobs.submit()
+    await jobs.look(job_id, Started("h-1"))
+    for _ in range(2):
+        await jobs.make_due(job_id)
+        await jobs.claim(job_id)
+    assert (await jobs.state(job_id)).silent_looks == 1
+
+    await jobs.make_due(job_id)
+    (claim,) = await jobs.claim(job_id)
+    await jobs.settle(claim, Progressed(0.5))
+
+    assert (await jobs.state(job_id)).silent_looks == 0

@@ -14,10 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.database import open_engine
 from app.core.leasing import Leadership
+from app.domain.errors import Unavailable
 from app.domain.events import Started
 from app.domain.policy import Policy
 from app.services.ledger import Ledger
-from app.services.watcher import LEADERSHIP_KEY, RINGS_A_ROUND, Watcher
+from app.services.watcher import (
+    LEADERSHIP_KEY,
+    RINGS_A_ROUND,
+    EndOutOfTime,
+    Watcher,
+)
 from tests.support.jobs import JobTable, new_job
 from tests.support.waiting import wait_for_async
 
@@ -368,3 +374,64 @@ async def test_the_rounds_go_on_when_the_leader_loses_its_connections(
 
     await wait_for_async(is_offered, within=TAKEOVER + PICKUP, what="the job")
     assert post.watcher.is_leading
+
+
+# ----------------------------------------------------------------------------------- duties
+
+
+async def test_pending_jobs_out_of_time_are_offered_also_while_nothing_may_start(
+    jobs: JobTable,
+) -> None:
+    late, _ = await jobs.submit(new_job(), new_job())
+    await jobs.expire(late)
+    desk = Desk(may_start=False)
+
+    await EndOutOfTime(Ledger(jobs.engine, Policy()), desk).perform()  # type: ignore[arg-type]
+
+    assert desk.offered == [late]
+
+
+async def test_a_duty_is_done_by_the_leader_alone_and_again_after_trouble(
+    database_url: str,
+) -> None:
+    class Chore:
+        """Fails the first time, then works."""
+
+        done = 0
+
+        async def perform(self) -> timedelta:
+            """Count."""
+            self.done += 1
+            if self.done == 1:
+                raise Unavailable("not now")
+            return timedelta(milliseconds=10)
+
+    async with AsyncExitStack() as stack:
+        chores = [Chore(), Chore()]
+        watchers = []
+        for chore in chores:
+            engine = open_engine(SecretStr(database_url), name="post", pool_size=3)
+            stack.push_async_callback(engine.dispose)
+            desk, bell = Desk(), RecordingBell()
+            watcher = Watcher(
+                ledger=Ledger(engine, Policy()),
+                engine=desk,  # type: ignore[arg-type]
+                leadership=Leadership(engine, LEADERSHIP_KEY),
+                bell=bell,  # type: ignore[arg-type]
+                duties=(chore,),
+            )
+            stack.push_async_callback(watcher.stop)
+            watchers.append(watcher)
+        watchers[0].start()
+
+        async def is_done() -> bool:
+            return chores[0].done >= 3
+
+        async def leads() -> bool:
+            return watchers[0].is_leading
+
+        await wait_for_async(leads, within=TAKEOVER, what="a leader")
+        watchers[1].start()
+        await wait_for_async(is_done, within=10, what="the chore, done again")
+
+    assert chores[1].done == 0

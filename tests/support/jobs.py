@@ -90,9 +90,10 @@ class JobTable:
     ) -> list[Claim]:
         """Claim what may be claimed of the jobs."""
         async with self.engine.begin() as conn:
-            return await job_service.claim(
+            claimed = await job_service.claim(
                 conn, job_ids, lease=lease, starts=starts, policy=self.policy
             )
+        return list(claimed.claims)
 
     async def claim_one(self, job_id: UUID, *, lease: timedelta = LEASE) -> Claim:
         """Claim the job; it must be free and due."""
@@ -278,7 +279,12 @@ async def snapshot(
 def timeless(state: JobState) -> JobState:
     """Blank the scheduling, which a replay does not give back."""
     return replace(
-        state, due_at=None, look_failures=0, is_claimed=False, has_news=False
+        state,
+        due_at=None,
+        look_failures=0,
+        silent_looks=0,
+        is_claimed=False,
+        has_news=False,
     )
 
 

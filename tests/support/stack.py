@@ -76,6 +76,11 @@ class Program:
         """End it at once, as the kernel or an operator would."""
         self.end(signal.SIGKILL)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send the signal to a process that runs."""
+        assert self._process is not None and self._process.poll() is None, self.said()
+        os.kill(self._process.pid, number)
+
     def end(self, number: signal.Signals = signal.SIGTERM, within: float = 30) -> int:
         """Send the signal, wait, and give the exit code."""
         assert self._process is not None
@@ -146,6 +151,14 @@ class Stack:
         )
         self._others.append(program)
         return program
+
+    def another_api(self) -> tuple[Program, str]:
+        """Make a second API on the same settings; give its address, too."""
+        port = free_port()
+        argv = ["uvicorn", "app.main:app", "--port", str(port)]
+        program = Program(f"api{len(self._others) + 2}", argv, self._env, self._folder)
+        self._others.append(program)
+        return program, f"http://127.0.0.1:{port}"
 
     def __enter__(self) -> Stack:
         self.sandbox.start()

@@ -202,12 +202,12 @@ class ReplicateClient:
             )
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError):
             # Name look-up, TCP or TLS failed: no byte of the request was sent.
-            return Refused(RefusalKind.TRANSIENT, UNREACHABLE)
+            return Refused(RefusalKind.UNREACHABLE, UNREACHABLE)
         except (aiohttp.ClientError, OSError) as exc:
             # OSError includes TimeoutError.
             return Unknown(f"no answer: {type(exc).__name__}")
         except ProviderUnavailable:
-            return Refused(RefusalKind.TRANSIENT, UNREACHABLE)  # closed: nothing left
+            return Refused(RefusalKind.UNREACHABLE, UNREACHABLE)  # closed: nothing left
         outcome = _create_outcome(answer)
         if isinstance(outcome, Refused) and outcome.kind is RefusalKind.THROTTLED:
             await self._gate.throttled("create", outcome.retry_after)

@@ -27,6 +27,11 @@ UNREACHABLE = Failure(
     "provider_unavailable", "the provider could not be reached", retryable=True
 )
 _ACCOUNT = Failure("provider_account", ACCOUNT_MESSAGE, retryable=True)
+_FORBIDDEN = Failure(
+    "provider_forbidden",
+    "the provider does not let the account buy this",
+    retryable=True,
+)
 _NO_MODEL = Failure(
     "model_not_found",
     "the provider has no such model or version, or does not let us use it; "
@@ -54,7 +59,7 @@ def classify_refusal(
     | 401 | three wordings, problem+json | replicate-python tests/cassettes, 2023-24 |
     | 402 | "Insufficient credit"; tells people to buy credit, so it is never repeated | bodies
       pasted into public issues, 2025-26 |
-    | 403 | unverified | |
+    | 403 | unverified; may concern the model only | |
     | 404 | unknown model, or a community model without a version | public issues |
     | 409 | busy: Cog's answer at capacity | replicate/cog docs/http.md, 2026-08 |
     | 413 | too large | api.replicate.com/openapi.json, 2026-03 |
@@ -67,7 +72,8 @@ def classify_refusal(
         return Refused(RefusalKind.THROTTLED, _THROTTLED, wait)
     if status in (401, 402, 403):
         wait = read_retry_after(retry_after, body)
-        return Refused(RefusalKind.ACCOUNT, _ACCOUNT, wait)
+        failure = _FORBIDDEN if status == 403 else _ACCOUNT
+        return Refused(RefusalKind.ACCOUNT, failure, wait)
     return Refused(RefusalKind.PERMANENT, _permanent(status, body or {}))
 
 
