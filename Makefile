@@ -14,12 +14,13 @@ TREE = $(shell git ls-files -coz --exclude-standard 2>/dev/null | sort -z \
 	| xargs -0 cksum 2>/dev/null | cksum | tr ' ' '-')
 TESTED = $(VENV)/.tested-$(TREE)
 
-.PHONY: help run test lint check npm clean
+.PHONY: help run test lint check prove npm clean
 
 help:
 	@echo "make run    start everything on this machine: databases, provider sandbox, API, worker"
 	@echo "make test   the whole test suite"
 	@echo "make check  black, flake8, mypy, import-linter, pytest"
+	@echo "make prove  break everything at random for MINUTES=5, and write docs/proof.md"
 	@echo "make npm    what the tests with the provider's JavaScript client need (asks for Node)"
 	@echo "make clean  remove the environment and caches; your data in .data stay"
 
@@ -45,6 +46,12 @@ check: lint
 	else \
 		$(MAKE) --no-print-directory test; \
 	fi
+
+# MINUTES=30 SEED=1 RUNS=3: the faults of a seed are always the same.
+prove: $(INSTALLED)
+	@$(BIN)/python -m tests.prove --minutes $(or $(MINUTES),5) --runs $(or $(RUNS),1) \
+		$(if $(SEED),--seed $(SEED)) --lost-answers $(or $(LOST_ANSWERS),10000) \
+		--write docs/proof.md
 
 npm:
 	@if ! command -v npm >/dev/null; then \

@@ -27,6 +27,7 @@ from app.api.deps import (
 from app.api.views import etag_of, job_body, newborn_body, respond
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
+from app.core.crashpoints import Point, reach
 from app.core.stopping import pause
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
@@ -134,6 +135,7 @@ def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
 
 async def _accept(runtime: Runtime, job: NewJob) -> Response:
     born = await runtime.ledger.submit(job)
+    reach(Point.SUBMIT_COMMITTED)
     runtime.bell.ring(str(job.id))
     location = f"{runtime.settings.api_v1_prefix}/status/{job.id}"
     headers = {

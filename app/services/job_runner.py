@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.core.breaker import CircuitBreaker
 from app.core.counters import SharedCounters
+from app.core.crashpoints import Point, reach
 from app.domain import errors, generation
 from app.domain.durations import Durations
 from app.domain.errors import (
@@ -114,6 +115,7 @@ class JobRunner:
         with structlog.contextvars.bound_contextvars(
             job_id=str(claim.job_id), request_id=claim.request_id
         ):
+            reach(Point.LOOK_BEGUN)
             try:
                 result = await self._look(claim)
             except LostClaim:
@@ -124,6 +126,7 @@ class JobRunner:
             except Exception as error:
                 log.exception("look.crashed")
                 result = _Result(LookFailed(type(error).__name__))
+            reach(Point.OUTPUT_STORED, when=bool(result.outputs))
             return await self._settle(claim, result)
 
     def _give_way(self) -> timedelta | None:
@@ -160,12 +163,14 @@ class JobRunner:
         if time.monotonic() - claim.began > LEASE.total_seconds():
             raise LostClaim("The purchase came too late.")
         left = claim.state.deadline_at - claim.now
+        reach(Point.PURCHASE_INTENDED)
         turn = self._breaker.turn
         outcome = await self._client.create(
             claim.request,
             cancel_after=max(left, SHORTEST_CANCEL_AFTER),
             webhook=self._webhook(claim),
         )
+        reach(Point.PURCHASE_MADE)
         await self._report(turn, outcome)
         match outcome:
             case generation.Started(prediction):
@@ -263,6 +268,7 @@ class JobRunner:
                 return replace(fetching.result(), made=made)
             change = Change(claim.job_id, made, Hold.KEEP, claim.token)
             await self._ledger.change(change)
+            reach(Point.PICTURE_GENERATED)
             return await fetching
         finally:
             # Whatever became of it is known by now, or nobody wants it any more.
@@ -372,6 +378,8 @@ class JobRunner:
                 await asyncio.sleep(pause.total_seconds())
                 waited, pause = waited + pause, min(pause * 2, timedelta(seconds=2))
             else:
+                reach(Point.PURCHASE_SAVED, when=isinstance(result.event, Started))
+                reach(Point.JOB_SETTLED, when=outcome.after.is_terminal)
                 await self._keep(claim, result.outputs)
                 return outcome.next_look
         return self._give_way()

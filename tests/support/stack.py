@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from PIL import Image
 
-from app.processes import free_port
+from app.processes import free_port, spawn
 from tests.support.waiting import wait_for
 
 FINISHED = ("completed", "failed", "cancelled")
+API = "app.main:app"
+WORKER = "worker.celery_app"
+# The test builds: see tests/support/crashing_build.py.
+CRASHING_API = "tests.support.crashing_api:app"
+CRASHING_WORKER = "tests.support.crashing_worker"
 
 
 class Program:
@@ -44,20 +50,27 @@ class Program:
 
     def start(self) -> None:
         """Start it; being ready is another matter."""
-        with open(self.log, "ab") as output:
-            self._process = subprocess.Popen(
-                self._argv,
-                cwd=self._folder,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = spawn(self._argv, log=self.log, env=self._env, cwd=self._folder)
 
     def add(self, option: str) -> None:
         """Start it with one more option from now on."""
         self._argv.append(option)
+
+    def set(self, **variables: str) -> None:
+        """Start it with these variables from now on; an empty one is taken away."""
+        self._env |= variables
+        self._env = {name: value for name, value in self._env.items() if value}
+
+    def freeze(self) -> None:
+        """Stop it in the middle of whatever it does."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on as if nothing had been; harmless when it was not frozen."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def is_frozen(self) -> bool:
+        return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
 
     def kill(self) -> None:
         """End it at once, as the kernel or an operator would."""
@@ -96,6 +109,8 @@ class Stack:
         env: Callable[..., dict[str, str]],
         *,
         sandbox: Sequence[str] = (),
+        api: str = API,
+        worker: str = WORKER,
         **settings: str,
     ) -> None:
         api_port, sandbox_port = free_port(), free_port()
@@ -118,10 +133,10 @@ class Stack:
             values,
             folder,
         )
-        uvicorn = ["uvicorn", "app.main:app", "--port", str(api_port)]
+        uvicorn = ["uvicorn", api, "--port", str(api_port)]
         self.api = Program("api", uvicorn, values, folder)
-        celery = ["celery", "-A", "worker.celery_app", "worker", "--loglevel=info"]
-        self.worker = Program("worker", celery, values, folder)
+        self._celery = ["celery", "-A", worker, "worker", "--loglevel=info"]
+        self.worker = Program("worker", self._celery, values, folder)
         self.client = httpx.Client(base_url=self.url, timeout=70)
         self._control = httpx.Client(base_url=self.sandbox_url, timeout=10)
         self._env = values
@@ -130,9 +145,10 @@ class Stack:
 
     def another_worker(self) -> Program:
         """Make a second worker on the same settings."""
-        argv = ["celery", "-A", "worker.celery_app", "worker", "--loglevel=info"]
         name = f"worker{len(self._others) + 2}"
-        program = Program(name, [*argv, "-n", f"{name}@%h"], self._env, self._folder)
+        program = Program(
+            name, [*self._celery, "-n", f"{name}@%h"], self._env, self._folder
+        )
         self._others.append(program)
         return program
 
@@ -226,6 +242,11 @@ class Stack:
         """What the provider counted: see docs/sandbox.md."""
         body: dict[str, Any] = self._control.get("/sandbox/stats").json()
         return body
+
+    def predictions(self) -> list[str]:
+        """The handle of every prediction the provider made, oldest first."""
+        body = self._control.get("/sandbox/stats?full=1").json()
+        return [str(prediction["id"]) for prediction in body["predictions"]]
 
     def trouble(self, *rules: Mapping[str, Any]) -> None:
         """Switch faults of the provider on."""
