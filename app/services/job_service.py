@@ -359,7 +359,7 @@ async def transition(
             continue
         before = states[row.id]
         after = decide(before, change.event, row.now, policy, random.random())
-        if change.hold is Hold.RELEASE and before.has_news and not after.is_terminal:
+        if change.hold is Hold.RELEASE and before.has_news and after.has_news:
             # Heard while the look went on, which may have asked too early.
             after = replace(after, due_at=row.now)
         if change.hold is Hold.RELEASE or after.is_terminal:

@@ -116,6 +116,19 @@ async def test_a_look_without_news_waits_as_decided(jobs: JobTable) -> None:
     assert outcome.next_look is not None and outcome.next_look > timedelta(seconds=1)
 
 
+async def test_news_ends_with_the_attempt_it_was_about(jobs: JobTable) -> None:
+    job_id = await _running(jobs)
+    await jobs.make_due(job_id)
+    claim = await jobs.claim_one(job_id)
+    await jobs.hear(job_id, "h-1", is_over=True)
+
+    await jobs.settle(claim, GenerationFailed(FAILURE, is_transient=True))
+
+    row = await jobs.row(job_id)
+    assert (row.status, row.has_news) == ("pending", False)
+    assert row.due_at > (await jobs.events(job_id))[-1].at, "the pause is kept"
+
+
 async def test_an_old_answer_does_not_put_the_news_to_rest(jobs: JobTable) -> None:
     job_id = await _running(jobs)
     await jobs.hear(job_id, "h-1", is_over=True)
