@@ -12,7 +12,7 @@ import structlog
 
 from app.core.counters import SharedCounters
 from app.core.queue import Bell
-from app.domain.errors import PredictionNotFound, Unavailable
+from app.domain.errors import NotFound, PredictionNotFound, Unavailable
 from app.domain.generation import MediaClient
 from app.services import job_queries, job_service
 from app.services.job_queries import Unwanted
@@ -69,7 +69,10 @@ class SearchForLost:
                 found.prediction.phase.is_over,
                 is_certain=found.is_certain,
             )
-            told = await self._ledger.hint(hint)
+            try:
+                told = await self._ledger.hint(hint)
+            except NotFound:
+                continue  # the job was deleted while the list was read
             if told.job_id is not None:
                 self._bell.ring(str(told.job_id))
         return SEARCH_EVERY

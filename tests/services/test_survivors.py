@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +19,10 @@ from app.domain.generation import GenerationRequest, MediaClient, Started as Bou
 from app.domain.lifecycle import AttemptState, Stage
 from app.domain.policy import Policy
 from app.services.callback_urls import callback_url
+from app.services.job_service import delete_job
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_media_client
-from app.services.reconciler import Reconciler
+from app.services.reconciler import Found, Reconciler, Seeker
 from app.services.survivors import CancelUnwanted, SearchForLost
 from sandbox.config import SandboxConfig
 from sandbox.create import BOOK, FAULTS
@@ -60,6 +61,7 @@ class Bench:
     cancel: CancelUnwanted
     bell: RecordingBell
     counters: SharedCounters
+    ledger: Ledger
 
     async def buy(self, prompt: str, webhook: str | None = None) -> str:
         """Make a prediction at the provider."""
@@ -91,6 +93,23 @@ class Bench:
         self.sandbox.app[FAULTS].replace(list(rules))
 
 
+@dataclass
+class Interrupted:
+    """A search in the middle of which somebody deletes a job."""
+
+    bench: Bench
+    delete: UUID
+
+    async def search(self, seekers: Sequence[Seeker]) -> Sequence[Found | None]:
+        """Search; then cancel and delete the job."""
+        reconciler = Reconciler(self.bench.ledger, self.bench.client)
+        found = await reconciler.search(seekers)
+        await self.bench.jobs.cancel(self.delete)
+        async with self.bench.jobs.engine.begin() as conn:
+            await delete_job(conn, self.delete)
+        return found
+
+
 @pytest.fixture
 async def bench(
     settings: Callable[..., Settings], redis_url: str, jobs: JobTable
@@ -120,6 +139,7 @@ async def bench(
             CancelUnwanted(ledger=ledger, client=client, counters=counters),
             bell,
             counters,
+            ledger,
         )
 
 
@@ -172,6 +192,23 @@ async def test_one_that_names_its_attempt_is_found_whatever_others_are_buying(
     await bench.search.perform()
 
     assert (await bench.jobs.attempts(job_id))[0].handle == named
+
+
+async def test_a_job_deleted_during_the_search_does_not_end_it(bench: Bench) -> None:
+    gone, waiting = await bench.lost("a mill"), await bench.lost("a second mill")
+    await bench.buy("a mill")
+    handle = await bench.buy("a second mill")
+    search = SearchForLost(
+        ledger=bench.ledger,
+        reconciler=Interrupted(bench, delete=gone),  # type: ignore[arg-type]
+        bell=bench.bell,  # type: ignore[arg-type]
+        counters=bench.counters,
+    )
+
+    await search.perform()
+
+    (attempt,) = await bench.jobs.attempts(waiting)
+    assert attempt.handle == handle
 
 
 async def test_a_cancellation_the_provider_does_not_hear_is_repeated(
