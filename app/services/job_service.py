@@ -242,6 +242,14 @@ _RENEW = (
 )
 
 
+async def lock(conn: AsyncConnection, job_ids: Collection[UUID]) -> None:
+    """Lock the jobs, in the order in which everybody does.
+
+    For whoever needs some of them in one statement and others in the next.
+    """
+    await conn.execute(_LOCK_ALL, {"ids": list(job_ids)})
+
+
 async def _read_locked(
     conn: AsyncConnection, lock: Select[Any], job_ids: Collection[UUID]
 ) -> Sequence[Row[Any]]:

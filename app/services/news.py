@@ -35,7 +35,7 @@ from app.domain.lifecycle import AttemptState, Stage
 from app.domain.policy import Policy
 from app.services import job_queries
 from app.services.job_records import ATTEMPTS, JOBS
-from app.services.job_service import Change, Outcome, transition
+from app.services.job_service import Change, Outcome, lock, transition
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,8 @@ async def hear(
         elif row.handle is None and hint.handle not in owned:
             if hint.is_certain or row.fingerprint not in rivals:
                 unknown.append((index, hint, row))
+    if unknown and over:
+        await lock(conn, {row.job_id for *_, row in unknown}.union(over.values()))
     for index, job_id, is_over in await _adopt(conn, unknown, policy):
         answers[index] = Told(job_id, is_adoption=True)
         if is_over:

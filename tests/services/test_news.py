@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.domain.errors import NotFound
@@ -25,9 +27,11 @@ from app.domain.lifecycle import AttemptState, Status
 from app.domain.policy import Policy
 from app.services import news
 from app.services.job_queries import lost_attempts, unwanted
+from app.services.job_records import JOBS
 from app.services.ledger import Ledger
 from app.services.news import Hint, Told
 from tests.support.jobs import FAILURE, JobTable, new_job, stored_output
+from tests.support.waiting import wait_for_async
 
 HOUR = timedelta(hours=1)
 
@@ -57,6 +61,20 @@ async def _lost(jobs: JobTable, **order: object) -> UUID:
     await jobs.look(job_id, NotListed())
     assert (await jobs.attempts(job_id))[0].state == AttemptState.LOST
     return job_id
+
+
+async def _somebody_waits(jobs: JobTable) -> None:
+    """Return when a session waits for a lock."""
+
+    async def is_waiting() -> bool:
+        query = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+        async with jobs.engine.connect() as conn:
+            return bool(await conn.scalar(query))
+
+    await wait_for_async(is_waiting, within=5, what="somebody who waits for a lock")
 
 
 async def _cancellations(jobs: JobTable) -> list[str]:
@@ -290,6 +308,32 @@ async def test_two_attempts_told_of_one_prediction_in_one_breath_do_not_both_get
 
     assert told == [Told(ids[0], is_adoption=True), Told()]
     assert await jobs.handles() == {"h-1"}
+
+
+async def test_a_batch_of_both_kinds_locks_its_jobs_in_everybodys_order(
+    jobs: JobTable,
+) -> None:
+    """A job whose end is heard comes before, one that is adopted after, in every order."""
+    known, unknown = await _running(jobs, "h-1"), await _sent(jobs)
+    hints = []
+    for job_id, handle in ((known, "h-1"), (unknown, "h-2")):
+        (attempt,) = await jobs.attempts(job_id)
+        hints.append(Hint(attempt.id, attempt.token, handle, is_over=True))
+    lock = select(JOBS.c.id).where(JOBS.c.id == known).with_for_update()
+
+    async def hear() -> list[Told | Exception]:
+        async with jobs.engine.begin() as conn:
+            return await news.hear(conn, hints, policy=jobs.policy)
+
+    async with jobs.engine.begin() as conn:
+        await conn.execute(lock)
+        hearing = asyncio.create_task(hear())
+        await _somebody_waits(jobs)
+        # Free: whoever waits for the first job holds none behind it.
+        await conn.execute(
+            select(JOBS.c.id).where(JOBS.c.id == unknown).with_for_update(nowait=True)
+        )
+    assert await hearing == [Told(known), Told(unknown, is_adoption=True)]
 
 
 # ------------------------------------------------------------------------------------ strangers
