@@ -378,6 +378,9 @@ async def transition(
         elif not after.is_terminal and (change.hold is Hold.KEEP or after.is_claimed):
             # Somebody is looking: `due_at` is their lease, whatever was decided.
             after = replace(after, due_at=before.due_at)
+        elif after.due_at is not None and after.due_at > row.now:
+            # A lapsed claim must not come to life with the next look for a lease.
+            tokens[row.id] = None
         states[row.id] = after
         outcomes.append(Outcome(before, after, next_look))
         if after == before and change.hold is Hold.NONE:

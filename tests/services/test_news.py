@@ -226,6 +226,20 @@ async def test_an_attempt_without_a_handle_is_given_it(
     assert row.has_news == is_over
 
 
+async def test_whoever_let_the_lease_lapse_does_not_get_it_back_by_an_adoption(
+    jobs: JobTable,
+) -> None:
+    job_id = await _sent(jobs)
+    await jobs.make_due(job_id)
+
+    await jobs.hear(job_id, "h-1")
+    assert await jobs.due() == []
+    assert (await jobs.row(job_id)).claim_token is None
+    await jobs.hear(job_id, "h-1", is_over=True)
+
+    assert await jobs.due() == [job_id]
+
+
 @pytest.mark.parametrize(
     "event",
     [
