@@ -138,6 +138,15 @@ _SURVIVED = (
 )
 
 
+_LOST_SIBLING = (
+    select(ATTEMPTS.c.id)
+    .where(ATTEMPTS.c.job_id == bindparam("job_id", type_=Uuid()))
+    .where(ATTEMPTS.c.state == AttemptState.LOST.value, ATTEMPTS.c.handle.is_(None))
+    .order_by(ATTEMPTS.c.number)
+    .limit(1)
+)
+
+
 async def wake(conn: AsyncConnection, handles: Sequence[str]) -> list[UUID]:
     """Make the jobs of these predictions due now, and name them.
 
@@ -169,6 +178,7 @@ async def hear(
     rivals = await _rivals(conn, hints, rows)
     answers: list[Told | Exception] = []
     unknown: list[tuple[int, Hint, Row[Any]]] = []
+    strays: list[tuple[Hint, UUID]] = []
     over: dict[int, UUID] = {}
     for index, hint in enumerate(hints):
         answers.append(Told())
@@ -180,15 +190,23 @@ async def hear(
         elif row.handle == hint.handle:
             if hint.is_over and row.state == AttemptState.RUNNING:
                 over[index] = row.job_id
-        elif row.handle is None and hint.handle not in owned:
+        elif hint.handle in owned:
+            continue
+        elif row.handle is None:
             if hint.is_certain or row.fingerprint not in rivals:
                 unknown.append((index, hint, row))
+        elif hint.is_certain:
+            strays.append((hint, row.job_id))
     if unknown and over:
         await lock(conn, {row.job_id for *_, row in unknown}.union(over.values()))
     for index, job_id, is_over in await _adopt(conn, unknown, policy):
         answers[index] = Told(job_id, is_adoption=True)
         if is_over:
             over[index] = job_id
+    for hint, job_id in strays:
+        # The attempt has the purchase of an earlier one, which takes this one in return.
+        if sibling := await conn.scalar(_LOST_SIBLING, {"job_id": job_id}):
+            await _survive(conn, sibling, hint)
     if over:
         woken = await conn.execute(_WAKE, {"ids": list(set(over.values()))})
         due = set(woken.scalars())
@@ -210,7 +228,7 @@ async def _owned(
     unclear = [
         hint.handle
         for hint in hints
-        if hint.attempt_id in rows and rows[hint.attempt_id].handle is None
+        if hint.attempt_id in rows and rows[hint.attempt_id].handle != hint.handle
     ]
     return await job_queries.owned(conn, unclear) if unclear else set()
 
@@ -250,14 +268,18 @@ async def _adopt(
         if isinstance(outcome, Outcome) and _has(outcome, hint.handle):
             adopted.append((index, row.job_id, hint.is_over))
         else:
-            # Owned from now on, so that nobody adopts it; cancelled unless it is over.
-            await conn.execute(
-                _SURVIVED.values(
-                    handle=hint.handle, cancel_at=None if hint.is_over else func.now()
-                ),
-                {"attempt_id": row.id},
-            )
+            await _survive(conn, row.id, hint)
     return adopted
+
+
+async def _survive(conn: AsyncConnection, attempt_id: UUID, hint: Hint) -> None:
+    """Let the lost attempt own the prediction, so that nobody adopts it.
+
+    It is cancelled unless it is over.
+    """
+    cancel_at = None if hint.is_over else func.now()
+    survived = _SURVIVED.values(handle=hint.handle, cancel_at=cancel_at)
+    await conn.execute(survived, {"attempt_id": attempt_id})
 
 
 def _has(outcome: Outcome, handle: str) -> bool:

@@ -77,6 +77,14 @@ async def _somebody_waits(jobs: JobTable) -> None:
     await wait_for_async(is_waiting, within=5, what="somebody who waits for a lock")
 
 
+async def _lost_twice(jobs: JobTable) -> UUID:
+    job_id = await _lost(jobs)
+    await jobs.look(job_id, OutcomeUnknown("timeout"))
+    await jobs.age(jobs.policy.grace, job_id)
+    await jobs.look(job_id, NotListed())
+    return job_id
+
+
 async def _cancellations(jobs: JobTable) -> list[str]:
     async with jobs.engine.connect() as conn:
         return [one.handle for one in await unwanted(conn, limit=100)]
@@ -404,6 +412,20 @@ async def test_a_late_survivor_is_used_by_a_job_that_waits_to_buy_again(
         *("running", "h-1", None),
     )
     assert await _cancellations(jobs) == []
+
+
+async def test_of_two_late_survivors_one_is_used_and_one_is_cancelled(
+    jobs: JobTable,
+) -> None:
+    for number, (first, second) in enumerate([(1, 2), (2, 1)]):
+        job_id = await _lost_twice(jobs)
+        used, other = f"used-{number}", f"other-{number}"
+
+        await jobs.hear(job_id, used, number=first)
+        await jobs.hear(job_id, other, number=second)
+
+        assert (await jobs.row(job_id)).attempt_handle == used
+        assert other in await _cancellations(jobs)
 
 
 async def test_a_late_survivor_of_a_job_that_bought_again_is_cancelled(
