@@ -101,7 +101,8 @@ _asleep = (
     .where(ATTEMPTS.c.handle == func.any(_HANDLES))
     .where(ATTEMPTS.c.state == literal_column("'running'"))
     .where(JOBS.c.stage == Stage.GENERATING.value)
-    .where(_is_asleep)
+    # Told already, and in doubt (`Policy.doubted_look`): each sweep would end the pause.
+    .where(_is_asleep, JOBS.c.has_news.is_(False))
     .order_by(JOBS.c.id)
     .with_for_update(of=JOBS)
     .cte("asleep")
@@ -150,7 +151,8 @@ _LOST_SIBLING = (
 async def wake(conn: AsyncConnection, handles: Sequence[str]) -> list[UUID]:
     """Make the jobs of these predictions due now, and name them.
 
-    Leaves out jobs that are due anyway, or that somebody is looking at.  Does not commit.
+    Leaves out jobs that are due anyway, that somebody is looking at, or that were told and
+    found the provider to say otherwise.  Does not commit.
     """
     if not handles:
         return []

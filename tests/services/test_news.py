@@ -202,6 +202,23 @@ async def test_the_sweep_wakes_only_what_sleeps(jobs: JobTable) -> None:
     assert [await jobs.snapshot(due), await jobs.snapshot(claimed)] == before
 
 
+async def test_a_list_that_is_contradicted_does_not_hurry_the_looks(
+    jobs: JobTable,
+) -> None:
+    job_id = await _running(jobs)
+
+    async def sweep() -> list[UUID]:
+        async with jobs.engine.begin() as conn:
+            return await news.wake(conn, ["h-1"])
+
+    assert await sweep() == [job_id]
+    claim = await jobs.claim_one(job_id)
+    outcome = await jobs.settle(claim, Progressed(0.5, is_contradicted=True))
+
+    assert await sweep() == []
+    assert (await jobs.row(job_id)).due_at == outcome.after.due_at
+
+
 async def test_without_a_list_those_whose_look_comes_next_are_woken(
     jobs: JobTable,
 ) -> None:
