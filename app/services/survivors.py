@@ -40,18 +40,26 @@ class SearchForLost:
         reconciler: Reconciler,
         bell: Bell,
         counters: SharedCounters,
+        at_once: int = SEARCHED_AT_ONCE,
     ) -> None:
         self._ledger = ledger
         self._reconciler = reconciler
         self._bell = bell
         self._counters = counters
+        self._at_once = at_once
+        self._reached = job_queries.LONG_AGO
 
     async def perform(self) -> timedelta:
-        """Search once; say how long to rest."""
+        """Search once; say how long to rest.  Of too many some are searched for in turn."""
         async with self._ledger.reading() as conn:
             lost = await job_queries.lost_attempts(
-                conn, age=self._ledger.policy.data_lifetime, limit=SEARCHED_AT_ONCE
+                conn,
+                age=self._ledger.policy.data_lifetime,
+                limit=self._at_once,
+                after=self._reached,
             )
+        is_full = len(lost) == self._at_once
+        self._reached = lost[-1].sent_at if is_full else job_queries.LONG_AGO
         if not lost:
             return SEARCH_EVERY
         seekers = [Seeker(one.attempt_id, one.request, one.sent_at) for one in lost]

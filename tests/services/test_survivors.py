@@ -194,6 +194,31 @@ async def test_one_that_names_its_attempt_is_found_whatever_others_are_buying(
     assert (await bench.jobs.attempts(job_id))[0].handle == named
 
 
+async def test_of_more_than_one_search_takes_the_others_come_next(
+    bench: Bench,
+) -> None:
+    """Else the newest were searched for when their purchases are over, if at all."""
+    search = SearchForLost(
+        ledger=bench.ledger,
+        reconciler=Reconciler(bench.ledger, bench.client),
+        bell=bench.bell,  # type: ignore[arg-type]
+        counters=bench.counters,
+        at_once=2,
+    )
+    ids = [await bench.lost(f"a mill of many, {number}") for number in range(3)]
+    handle = await bench.buy("a mill of many, 2")
+
+    for _ in range(2):
+        await search.perform()
+
+    (attempt,) = await bench.jobs.attempts(ids[2])
+    assert attempt.handle == handle
+    other = await bench.buy("a mill of many, 0")
+    await search.perform()
+    (attempt,) = await bench.jobs.attempts(ids[0])
+    assert attempt.handle == other, "and then the first again"
+
+
 async def test_a_job_deleted_during_the_search_does_not_end_it(bench: Bench) -> None:
     gone, waiting = await bench.lost("a mill"), await bench.lost("a second mill")
     await bench.buy("a mill")
