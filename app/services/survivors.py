@@ -6,6 +6,8 @@ provider can show it; the job uses it if it has not bought again, else it is can
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import structlog
@@ -15,7 +17,7 @@ from app.core.queue import Bell
 from app.domain.errors import NotFound, PredictionNotFound, Unavailable
 from app.domain.generation import MediaClient
 from app.services import job_queries, job_service
-from app.services.job_queries import Unwanted
+from app.services.job_queries import LostAttempt, Unwanted
 from app.services.ledger import Ledger
 from app.services.news import Hint
 from app.services.reconciler import Reconciler, Seeker
@@ -24,6 +26,7 @@ log = structlog.get_logger("app.survivors")
 
 SEARCH_EVERY = timedelta(seconds=30)
 SEARCHED_AT_ONCE = 500
+RESTS = 4  # times as long as it searched
 CANCEL_EVERY = timedelta(seconds=1)
 CANCELLED_AT_ONCE = 20
 CONFIRM_AFTER = timedelta(seconds=5)
@@ -41,12 +44,14 @@ class SearchForLost:
         bell: Bell,
         counters: SharedCounters,
         at_once: int = SEARCHED_AT_ONCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._reconciler = reconciler
         self._bell = bell
         self._counters = counters
         self._at_once = at_once
+        self._clock = clock
         self._reached = job_queries.LONG_AGO
 
     async def perform(self) -> timedelta:
@@ -62,6 +67,15 @@ class SearchForLost:
         self._reached = lost[-1].sent_at if is_full else job_queries.LONG_AGO
         if not lost:
             return SEARCH_EVERY
+        began = self._clock()
+        try:
+            await self._search(lost)
+        except Unavailable as error:
+            log.warning("search.failed", reason=str(error))
+        # The list of a busy hour is long, and others need requests too.
+        return max(SEARCH_EVERY, RESTS * timedelta(seconds=self._clock() - began))
+
+    async def _search(self, lost: Sequence[LostAttempt]) -> None:
         seekers = [Seeker(one.attempt_id, one.request, one.sent_at) for one in lost]
         for attempt, found in zip(
             lost, await self._reconciler.search(seekers), strict=True
@@ -83,7 +97,6 @@ class SearchForLost:
                 continue  # the job was deleted while the list was read
             if told.job_id is not None:
                 self._bell.ring(str(told.job_id))
-        return SEARCH_EVERY
 
 
 class CancelUnwanted:

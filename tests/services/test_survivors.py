@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from app.core.config import Settings
 from app.core.counters import SharedCounters
+from app.domain.errors import ProviderThrottled
 from app.domain.events import NotFound, OutcomeUnknown, Started
 from app.domain.generation import GenerationRequest, MediaClient, Started as Bought
 from app.domain.lifecycle import AttemptState, Stage
@@ -108,6 +109,22 @@ class Interrupted:
         async with self.bench.jobs.engine.begin() as conn:
             await delete_job(conn, self.delete)
         return found
+
+
+@dataclass
+class Slow:
+    """A search that takes a while and finds nothing, or fails."""
+
+    takes: timedelta
+    error: Exception | None = None
+    now: float = 0.0
+
+    async def search(self, seekers: Sequence[Seeker]) -> Sequence[Found | None]:
+        """Let the time pass."""
+        self.now += self.takes.total_seconds()
+        if self.error is not None:
+            raise self.error
+        return [None] * len(seekers)
 
 
 @pytest.fixture
@@ -217,6 +234,23 @@ async def test_of_more_than_one_search_takes_the_others_come_next(
     await search.perform()
     (attempt,) = await bench.jobs.attempts(ids[0])
     assert attempt.handle == other, "and then the first again"
+
+
+@pytest.mark.parametrize("error", [None, ProviderThrottled("slow down")])
+async def test_a_long_search_is_followed_by_a_longer_rest(
+    bench: Bench, error: Exception | None
+) -> None:
+    await bench.lost("a mill in a long list")
+    slow = Slow(timedelta(minutes=2), error)
+    search = SearchForLost(
+        ledger=bench.ledger,
+        reconciler=slow,  # type: ignore[arg-type]
+        bell=bench.bell,  # type: ignore[arg-type]
+        counters=bench.counters,
+        clock=lambda: slow.now,
+    )
+
+    assert await search.perform() == timedelta(minutes=8)
 
 
 async def test_a_job_deleted_during_the_search_does_not_end_it(bench: Bench) -> None:
