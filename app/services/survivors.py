@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -125,8 +125,9 @@ class CancelUnwanted:
             await self._client.cancel(one.handle)
             prediction = await self._client.get(one.handle)
         except PredictionNotFound:
-            # Denied; perhaps by an old answer.  Its hour, and `Cancel-After`, end it anyway.
-            return None
+            # Denied; perhaps by an old answer, while it runs on.
+            age = datetime.now(UTC) - one.sent_at
+            return TRY_AGAIN_AFTER if age < self._ledger.policy.data_lifetime else None
         except Unavailable as error:
             log.warning("unwanted.not_cancelled", reason=str(error))
             return TRY_AGAIN_AFTER

@@ -289,6 +289,25 @@ async def test_a_cancellation_the_provider_does_not_hear_is_repeated(
     assert (attempt.cancel_at, bench.status_of(handle)) == (None, "canceled")
 
 
+async def test_a_provider_that_denies_the_prediction_is_asked_again_for_its_hour(
+    bench: Bench,
+) -> None:
+    job_id = await bench.lost("a denied mill")
+    await bench.buy("a denied mill")
+    await bench.jobs.cancel(job_id)
+    await bench.search.perform()
+    bench.spoil({"fault": "get.not_found"})
+
+    await bench.cancel.perform()
+    (attempt,) = await bench.jobs.attempts(job_id)
+    assert attempt.cancel_at is not None, "an old answer may deny what runs"
+    await bench.jobs.age(bench.jobs.policy.data_lifetime, job_id)
+    await bench.cancel.perform()
+
+    (attempt,) = await bench.jobs.attempts(job_id)
+    assert attempt.cancel_at is None
+
+
 async def test_without_anything_lost_the_list_is_not_asked(bench: Bench) -> None:
     bench.spoil({"fault": "list.error"})
     (job_id,) = await bench.jobs.submit()
