@@ -180,7 +180,7 @@ async def hear(
     rivals = await _rivals(conn, hints, rows)
     answers: list[Told | Exception] = []
     unknown: list[tuple[int, Hint, Row[Any]]] = []
-    strays: list[tuple[Hint, UUID]] = []
+    strays: list[tuple[Hint, Row[Any]]] = []
     over: dict[int, UUID] = {}
     for index, hint in enumerate(hints):
         answers.append(Told())
@@ -198,17 +198,15 @@ async def hear(
             if hint.is_certain or row.fingerprint not in rivals:
                 unknown.append((index, hint, row))
         elif hint.is_certain:
-            strays.append((hint, row.job_id))
+            strays.append((hint, row))
     if unknown and over:
         await lock(conn, {row.job_id for *_, row in unknown}.union(over.values()))
     for index, job_id, is_over in await _adopt(conn, unknown, policy):
         answers[index] = Told(job_id, is_adoption=True)
         if is_over:
             over[index] = job_id
-    for hint, job_id in strays:
-        # The attempt has the purchase of an earlier one, which takes this one in return.
-        if sibling := await conn.scalar(_LOST_SIBLING, {"job_id": job_id}):
-            await _survive(conn, sibling, hint)
+    for hint, row in strays:
+        await _survive(conn, row, hint)
     if over:
         woken = await conn.execute(_WAKE, {"ids": list(set(over.values()))})
         due = set(woken.scalars())
@@ -270,18 +268,22 @@ async def _adopt(
         if isinstance(outcome, Outcome) and _has(outcome, hint.handle):
             adopted.append((index, row.job_id, hint.is_over))
         else:
-            await _survive(conn, row.id, hint)
+            await _survive(conn, row, hint)
     return adopted
 
 
-async def _survive(conn: AsyncConnection, attempt_id: UUID, hint: Hint) -> None:
+async def _survive(conn: AsyncConnection, row: Row[Any], hint: Hint) -> None:
     """Let the lost attempt own the prediction, so that nobody adopts it.
 
     It is cancelled unless it is over.
     """
     cancel_at = None if hint.is_over else func.now()
     survived = _SURVIVED.values(handle=hint.handle, cancel_at=cancel_at)
-    await conn.execute(survived, {"attempt_id": attempt_id})
+    done = await conn.execute(survived, {"attempt_id": row.id})
+    if done.rowcount == 0 and hint.is_certain:
+        # The attempt has the purchase of an earlier one, which takes this one in return.
+        sibling = await conn.scalar(_LOST_SIBLING, {"job_id": row.job_id})
+        await conn.execute(survived, {"attempt_id": sibling})
 
 
 def _has(outcome: Outcome, handle: str) -> bool:

@@ -445,6 +445,22 @@ async def test_of_two_late_survivors_one_is_used_and_one_is_cancelled(
         assert other in await _cancellations(jobs)
 
 
+async def test_of_two_late_survivors_in_one_breath_one_is_cancelled(
+    jobs: JobTable,
+) -> None:
+    job_id = await _lost_twice(jobs)
+    hints = [
+        Hint(row.id, row.token, f"h-{row.number}", is_over=False)
+        for row in await jobs.attempts(job_id)
+    ]
+
+    async with jobs.engine.begin() as conn:
+        await news.hear(conn, hints, policy=jobs.policy)
+
+    assert (await jobs.row(job_id)).attempt_handle == "h-1"
+    assert await _cancellations(jobs) == ["h-2"]
+
+
 async def test_a_late_survivor_of_a_job_that_bought_again_is_cancelled(
     jobs: JobTable,
 ) -> None:
