@@ -256,6 +256,14 @@ _RENEW = (
 )
 
 
+async def lock(conn: AsyncConnection, job_ids: Collection[UUID]) -> None:
+    """Lock the jobs, in the order in which everybody does.
+
+    For whoever needs some of them in one statement and others in the next.
+    """
+    await conn.execute(_LOCK_ALL, {"ids": list(job_ids)})
+
+
 async def _read_locked(
     conn: AsyncConnection, lock: Select[Any], job_ids: Collection[UUID]
 ) -> Sequence[Row[Any]]:
@@ -396,7 +404,7 @@ async def transition(
             continue
         before = states[row.id]
         after = decide(before, change.event, row.now, policy, random.random())
-        if change.hold is Hold.RELEASE and before.has_news and not after.is_terminal:
+        if change.hold is Hold.RELEASE and before.has_news and after.has_news:
             # Heard while the look went on, which may have asked too early.
             after = replace(after, due_at=row.now)
         if change.hold is Hold.RELEASE or after.is_terminal:
@@ -407,6 +415,9 @@ async def transition(
         elif not after.is_terminal and (change.hold is Hold.KEEP or after.is_claimed):
             # Somebody is looking: `due_at` is their lease, whatever was decided.
             after = replace(after, due_at=before.due_at)
+        elif after.due_at is not None and after.due_at > row.now:
+            # A lapsed claim must not come to life with the next look for a lease.
+            tokens[row.id] = None
         states[row.id] = after
         outcomes.append(Outcome(before, after, next_look))
         if after == before and change.hold is Hold.NONE:
