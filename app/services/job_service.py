@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.core.database import arrays, unnest
+from app.core.database import arrays, relax, unnest
 from app.domain import journal
 from app.domain.errors import Conflict, LostClaim, NotFound
 from app.domain.events import CancelRequested, Event, Intended, WentSilent
@@ -199,7 +199,7 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
         }
         for job in jobs
     ]
-    values = arrays(rows, _NEW_COLUMNS) | {"deadline": deadline}
+    values = arrays(rows, _NEW_COLUMNS, alias="new") | {"deadline": deadline}
     born = {row.id: row.created_at for row in await conn.execute(_INSERT_JOBS, values)}
     births = [
         {
@@ -211,7 +211,7 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
         }
         for job in {job.id: job for job in jobs if job.id in born}.values()
     ]
-    await conn.execute(_INSERT_BIRTHS, arrays(births, ("job_id", "data")))
+    await conn.execute(_INSERT_BIRTHS, arrays(births, ("job_id", "data"), alias="born"))
     if repeated := [job.id for job in jobs if job.id not in born]:
         known = await conn.execute(_BORN, {"ids": repeated})
         born |= {row.id: row.created_at for row in known}
@@ -326,6 +326,8 @@ async def claim(
             starts -= 1
             claims.append(_intend(writes, row, state, token, began, lease, policy))
     await writes.flush(conn)
+    if not ended and not any(claim.is_fresh for claim in claims):
+        await relax(conn)  # a claim that a crash takes back was never there
     return Claimed(claims, [state for state in ended if state.is_terminal])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.core.database import relax
 from app.domain.errors import NotFound
 from app.domain.events import Heard
 from app.domain.lifecycle import AttemptState, Stage
@@ -36,6 +38,10 @@ from app.domain.policy import Policy
 from app.services import job_queries
 from app.services.job_records import ATTEMPTS, JOBS
 from app.services.job_service import Change, Outcome, lock, transition
+
+# How long the answer to a purchase is expected any moment: it usually comes after the
+# webhook that tells of the start, and brings the same.
+ANSWER_EXPECTED = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +71,20 @@ class Told:
 _IDS = bindparam("ids", type_=ARRAY(Uuid(), dimensions=1))
 _HANDLES = bindparam("handles", type_=ARRAY(Text(), dimensions=1))
 
-_TOLD_OF = select(
-    ATTEMPTS.c.id,
-    ATTEMPTS.c.job_id,
-    ATTEMPTS.c.number,
-    ATTEMPTS.c.token,
-    ATTEMPTS.c.state,
-    ATTEMPTS.c.handle,
-    ATTEMPTS.c.fingerprint,
-).where(ATTEMPTS.c.id == func.any(_IDS))
+_TOLD_OF = (
+    select(
+        *(ATTEMPTS.c.id, ATTEMPTS.c.job_id, ATTEMPTS.c.number, ATTEMPTS.c.token),
+        *(ATTEMPTS.c.state, ATTEMPTS.c.handle, ATTEMPTS.c.fingerprint),
+        and_(
+            JOBS.c.claim_token.is_not(None),
+            JOBS.c.due_at > func.now(),
+            JOBS.c.stage == Stage.SUBMITTING.value,
+            ATTEMPTS.c.sent_at > func.now() - ANSWER_EXPECTED,
+        ).label("is_being_bought"),
+    )
+    .join(JOBS, JOBS.c.id == ATTEMPTS.c.job_id)
+    .where(ATTEMPTS.c.id == func.any(_IDS))
+)
 
 _is_asleep = and_(JOBS.c.claim_token.is_(None), JOBS.c.due_at > func.now())
 # Rows are locked in the order in which everybody locks them.
@@ -156,6 +167,7 @@ async def wake(conn: AsyncConnection, handles: Sequence[str]) -> list[UUID]:
     """
     if not handles:
         return []
+    await relax(conn)
     woken = await conn.execute(_WAKE_SLEEPERS, {"handles": list(handles)})
     return list(woken.scalars())
 
@@ -194,6 +206,8 @@ async def hear(
                 over[index] = row.job_id
         elif hint.handle in owned:
             continue
+        elif row.is_being_bought and not hint.is_over:
+            continue  # should the answer be lost, there are the list and the end to tell
         elif row.handle is None:
             if hint.is_certain or row.fingerprint not in rivals:
                 unknown.append((index, hint, row))
@@ -207,6 +221,8 @@ async def hear(
             over[index] = job_id
     for hint, row in strays:
         await _survive(conn, row, hint)
+    if not unknown and not strays:
+        await relax(conn)
     if over:
         woken = await conn.execute(_WAKE, {"ids": list(set(over.values()))})
         due = set(woken.scalars())

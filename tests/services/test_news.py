@@ -29,7 +29,7 @@ from app.services import news
 from app.services.job_queries import lost_attempts, unwanted
 from app.services.job_records import JOBS
 from app.services.ledger import Ledger
-from app.services.news import Hint, Told
+from app.services.news import ANSWER_EXPECTED, Hint, Told
 from tests.support.jobs import FAILURE, JobTable, new_job, stored_output
 from tests.support.waiting import wait_for_async
 
@@ -48,8 +48,10 @@ async def _running(jobs: JobTable, handle: str = "h-1") -> UUID:
 
 
 async def _sent(jobs: JobTable) -> UUID:
+    """Make a job whose purchase is under way, for longer than answers usually take."""
     (job_id,) = await jobs.submit()
     await jobs.claim_one(job_id)
+    await jobs.age(ANSWER_EXPECTED, job_id)
     return job_id
 
 
@@ -280,6 +282,7 @@ async def test_whatever_the_overtaken_purchase_says_it_was_made_once(
 ) -> None:
     (job_id,) = await jobs.submit()
     claim = await jobs.claim_one(job_id)
+    await jobs.age(ANSWER_EXPECTED, job_id)
     await jobs.hear(job_id, "h-1")
 
     outcome = await jobs.settle(claim, event)
@@ -289,6 +292,19 @@ async def test_whatever_the_overtaken_purchase_says_it_was_made_once(
         *("generating", "h-1", None),
     )
     assert outcome.next_look == timedelta(0)
+
+
+async def test_that_it_started_is_left_to_the_answer_that_is_about_to_come(
+    jobs: JobTable,
+) -> None:
+    (job_id,) = await jobs.submit()
+    claim = await jobs.claim_one(job_id)
+    before = await jobs.snapshot(job_id)
+
+    assert await jobs.hear(job_id, "h-1") == Told()
+    assert await jobs.snapshot(job_id) == before
+    await jobs.settle(claim, OutcomeUnknown("timeout"))
+    assert await jobs.hear(job_id, "h-1") == Told(job_id, is_adoption=True)
 
 
 async def test_a_reconciled_attempt_is_adopted_once_whoever_finds_it_first(
