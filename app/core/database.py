@@ -29,12 +29,12 @@ from sqlalchemy import (
     event,
     func,
     make_url,
-    text,
+    select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.config import libpq_url
 from app.core.patience import within
@@ -184,15 +184,14 @@ def arrays(
     return {f"{alias}_{name}": [row[name] for row in listed] for name in names}
 
 
-_RELAX = text("SET LOCAL synchronous_commit = off")
-
-
-async def relax(conn: AsyncConnection) -> None:
-    """Let the transaction's commit be answered before it is on the disk.
-
-    For what a crash of the server may take back: nobody has seen it, and it costs time only.
-    """
-    await conn.execute(_RELAX)
+# A condition that is always true.  With it in a statement, the commit of its transaction is
+# answered before it is on the disk: for what a crash of the server may take back, since nobody
+# has seen it and it costs time only.
+RELAXED: ColumnElement[bool] = (
+    select(func.set_config("synchronous_commit", "off", True))
+    .scalar_subquery()
+    .is_not(None)
+)
 
 
 def _log_statements(engine: Engine) -> None:

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.core.database import arrays, relax, unnest
+from app.core.database import arrays, unnest
 from app.domain import journal
 from app.domain.errors import Conflict, LostClaim, NotFound
 from app.domain.events import CancelRequested, Event, Intended, WentSilent
@@ -325,9 +325,9 @@ async def claim(
         elif starts > 0:
             starts -= 1
             claims.append(_intend(writes, row, state, token, began, lease, policy))
-    await writes.flush(conn)
-    if not ended and not any(claim.is_fresh for claim in claims):
-        await relax(conn)  # a claim that a crash takes back was never there
+    # A claim that a crash takes back was never there; an intended purchase must stay.
+    is_relaxed = not ended and not any(claim.is_fresh for claim in claims)
+    await writes.flush(conn, is_relaxed=is_relaxed)
     return Claimed(claims, [state for state in ended if state.is_terminal])
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Executable, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.core.database import arrays, unnest
+from app.core.database import RELAXED, arrays, unnest
 from app.domain import journal
 from app.domain.events import Event, Expired, WentSilent
 from app.domain.generation import GenerationRequest
@@ -39,6 +39,7 @@ _UPDATE_JOBS = (
     .where(JOBS.c.id == _states.c.id)
     .values({name: _states.c[name] for name in STATE_COLUMNS if name != "id"})
 )
+_UPDATE_JOBS_RELAXED = _UPDATE_JOBS.where(RELAXED)
 _ATTEMPT_COLUMNS = (
     *("id", "job_id", "number", "state", "handle", "fingerprint", "token"),
     *("sent_at", "closed_at", "cancel_at"),
@@ -202,8 +203,8 @@ class Writes:
                 }
             )
 
-    async def flush(self, conn: AsyncConnection) -> None:
-        """Send what there is."""
+    async def flush(self, conn: AsyncConnection, *, is_relaxed: bool = False) -> None:
+        """Send what there is; relaxed, the commit waits for no disk (see `RELAXED`)."""
         if self._assets:
             await file_locks.share(conn, (asset["key"] for asset in self._assets))
         rows: dict[str, Sequence[Mapping[str, Any]]] = {
@@ -218,7 +219,10 @@ class Writes:
         values: dict[str, Any] = {}
         for name in names:
             values |= arrays(rows[name], _WRITES[name][1], alias=name)
-        await conn.execute(_together(*names), values)
+        if is_relaxed and names == ["job"]:
+            await conn.execute(_UPDATE_JOBS_RELAXED, values)
+        else:
+            await conn.execute(_together(*names), values)
 
 
 def _storable(value: Any) -> Any:

@@ -188,8 +188,15 @@ class Ledger:
         return outcomes
 
     async def _hear(self, hints: Sequence[Hint]) -> Sequence[Told | Exception]:
-        async with _within(PATIENCE), self.transaction() as conn:
-            return await news.hear(conn, hints, policy=self.policy)
+        async with _within(PATIENCE):
+            async with self.reading() as conn:
+                known = await news.hear_known(conn, hints)
+            rest = [hint for hint, told in zip(hints, known) if told is None]
+            if not rest:
+                return [told for told in known if told is not None]
+            async with self.transaction() as conn:
+                found = iter(await news.hear(conn, rest, policy=self.policy))
+            return [next(found) if told is None else told for told in known]
 
     async def _read(self, job_ids: Sequence[UUID]) -> Sequence[JobRecord | Exception]:
         async with _within(PATIENCE):

@@ -93,15 +93,17 @@ class WebhookInbox:
             return Receipt(_REFUSED[verdict])
         if not _TOKEN.fullmatch(token):
             return Receipt(Reception.UNKNOWN)
-        key = _key(attempt_id, token, headers["webhook-id"])
-        if await self._seen.knows(key):
-            return Receipt(Reception.DUPLICATE)
         prediction = wire.parse_prediction(wire.parse_object(body))
         if prediction is None:
             return Receipt(Reception.MALFORMED)
-        receipt = await self._write(
-            Hint(attempt_id, token, prediction.handle, prediction.phase.is_over)
-        )
+        hint = Hint(attempt_id, token, prediction.handle, prediction.phase.is_over)
+        if not hint.is_over:
+            # Sent once, and told again by the end: not worth two questions to Redis.
+            return await self._write(hint)
+        key = _key(attempt_id, token, headers["webhook-id"])
+        if await self._seen.knows(key):
+            return Receipt(Reception.DUPLICATE)
+        receipt = await self._write(hint)
         if receipt.reception in (Reception.ACCEPTED, Reception.NEEDLESS):
             # Not earlier: the provider is to send again what was not written.
             await self._seen.note(key)
