@@ -9,6 +9,11 @@ from tests.prove.checks import CHECKS
 from tests.prove.run import Result
 
 MOST_TOLD = 10  # findings of one check
+LEGEND = """\
+`lost`: accepted and gone. `stuck`: not finished, or late. `extra`: bought for nobody, or twice.
+`backwards`: a status or version that went back. `settled in`: from the last fault until nothing
+was left to do; more than 60 s only for purchases of unknown fate, which are looked for during two
+minutes before they are made again."""
 
 
 def told(result: Result) -> Iterator[str]:
@@ -68,6 +73,8 @@ def _runs(results: Sequence[Result]) -> Iterator[str]:
     if not results:
         return
     yield "## Runs"
+    yield ""
+    yield LEGEND
     yield ""
     words = ("lost", "stuck", "extra", "backwards")
     others = [word for word in CHECKS if word not in words]
