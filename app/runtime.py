@@ -84,6 +84,14 @@ class WorkerRuntime:
     engine: Engine
     watcher: Watcher
 
+    async def breakdown(self) -> None:
+        """Return when something ended that must go on: the process is of no more use."""
+        parts = [
+            asyncio.create_task(part.breakdown())
+            for part in (self.engine, self.watcher)
+        ]
+        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+
 
 def policy_of(settings: Settings) -> Policy:
     """Give the figures decisions use."""

@@ -131,7 +131,15 @@ class EngineThread:
         async with open_worker(self._settings, drain=DRAIN) as worker:
             self._engine = worker.engine
             self._ready.set_result(None)
-            await self._stop.wait()
+            asked = asyncio.create_task(self._stop.wait())
+            broken = asyncio.create_task(worker.breakdown())
+            await asyncio.wait((asked, broken), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                # A mistake of ours.  A process that only looks alive helps nobody: leases
+                # end, and whoever starts us starts another one.
+                log.critical("worker.broken")
+                os._exit(os.EX_SOFTWARE)
+            broken.cancel()
             self._engine = None
 
     def _see_the_end(self) -> None:

@@ -29,11 +29,12 @@ from sqlalchemy import (
     event,
     func,
     make_url,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.core.config import libpq_url
 from app.core.patience import within
@@ -156,14 +157,15 @@ def open_sync_engine(url: SecretStr) -> Engine:
 def unnest(table: Table, names: Sequence[str], *, alias: str) -> TableValuedAlias:
     """Make a table of parameters, one array per column; execute it with `arrays(rows, …)`.
 
-    One statement writes any number of rows, with one plan whatever the number.
+    One statement writes any number of rows, with one plan whatever the number.  Parameters
+    are named after `alias`, so that one statement can have several such tables.
     """
     columns = [table.c[name] for name in names]
     # One dimension, or a JSON list would be taken for a nested array; Text for VARCHAR(n),
     # whose cast would cut a long value silently.
     arrays: list[ColumnElement[Any]] = [
         bindparam(
-            f"{c.name}_list",
+            f"{alias}_{c.name}",
             type_=ARRAY(Text() if isinstance(c.type, String) else c.type, dimensions=1),
         )
         for c in columns
@@ -175,11 +177,22 @@ def unnest(table: Table, names: Sequence[str], *, alias: str) -> TableValuedAlia
 
 
 def arrays(
-    rows: Iterable[Mapping[str, Any]], names: Iterable[str]
+    rows: Iterable[Mapping[str, Any]], names: Iterable[str], *, alias: str
 ) -> dict[str, list[Any]]:
     """Turn rows into the parameters of `unnest`: one list per column."""
     listed = list(rows)
-    return {f"{name}_list": [row[name] for row in listed] for name in names}
+    return {f"{alias}_{name}": [row[name] for row in listed] for name in names}
+
+
+_RELAX = text("SET LOCAL synchronous_commit = off")
+
+
+async def relax(conn: AsyncConnection) -> None:
+    """Let the transaction's commit be answered before it is on the disk.
+
+    For what a crash of the server may take back: nobody has seen it, and it costs time only.
+    """
+    await conn.execute(_RELAX)
 
 
 def _log_statements(engine: Engine) -> None:

@@ -39,3 +39,8 @@ class Durations:
         """Say from what age on a prediction may be over; zero for an unknown model."""
         seen = self._seen.get(model)
         return timedelta(seconds=EARLIER * min(seen)) if seen else timedelta(0)
+
+    @property
+    def soonest_of_all(self) -> timedelta:
+        """Say from what age on one of any known model may be over; zero knowing none."""
+        return min(map(self.soonest, self._seen), default=timedelta(0))

@@ -265,6 +265,7 @@ def _intend(case: _Case, event: Event) -> JobState:
         attempts=max(state.attempts, number),
         attempt=Attempt(number, AttemptState.SENT, sent_at=now),
         progress=None,
+        has_news=False,  # left behind by workers of a version that knew no news
         look_failures=0,
         # Should the worker die right here, the next look finds a SENT attempt.
         due_at=now + case.policy.reconcile_at[0],
@@ -560,7 +561,9 @@ def _give_up(state: JobState) -> JobState:
 
 
 def _close(state: JobState, attempt: Attempt, end: AttemptState) -> JobState:
-    return replace(state, attempt=replace(attempt, state=end), progress=None)
+    # What was heard was about this attempt; the next one has its own news.
+    closed = replace(attempt, state=end)
+    return replace(state, attempt=closed, progress=None, has_news=False)
 
 
 def _try_again(

@@ -45,7 +45,8 @@ class Policy:
 
     Webhooks and the sweep of the provider's list bring the news.  A look of a job's own is
     for stragglers: it comes when `tardiness` times the usual time of the model are over
-    (`unknown_usual` where nothing is known), and then ever more rarely.
+    (`unknown_usual` where nothing is known), or it and `longest_look`, and then ever more
+    rarely.
     """
 
     retry: RetryPolicy = RetryPolicy()
@@ -76,7 +77,8 @@ class Policy:
         usual = self.unknown_usual
         if usual_seconds is not None:
             usual = timedelta(seconds=min(max(usual_seconds, 0.0), 86_400.0))
-        late = max(usual * self.tardiness, self.straggler_look)
+        late = min(usual * self.tardiness, usual + self.longest_look)
+        late = max(late, self.straggler_look)
         if age < late:
             return max(late - age, self.shortest_look)
         return min(max(age / 3, self.straggler_look), self.longest_look)

@@ -121,6 +121,10 @@ class Engine:
             asyncio.create_task(self._renew_for_ever(), name="leases"),
         ]
 
+    async def breakdown(self) -> None:
+        """Return when a loop of the engine ended that nobody ended; it serves no more."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
     async def drain(self, patience: timedelta) -> None:
         """Take nothing more, finish the looks under way, cut off what takes too long.
 
@@ -223,6 +227,7 @@ class Engine:
 
     async def _renew_for_ever(self) -> None:
         """Keep the leases of looks under way; a look whose claim is gone is ended."""
+        doubted: set[UUID] = set()
         while True:
             await asyncio.sleep(RENEW_EVERY.total_seconds())
             looks = dict(self._looks)
@@ -230,7 +235,10 @@ class Engine:
                 continue
             with contextlib.suppress(*DATABASE_TROUBLE):
                 standing = await self._ledger.renew(list(looks.values()))
+                gone = {c.token for c in looks.values()} - standing
                 for task, claim in looks.items():
-                    if claim.token not in standing and not task.done():
+                    # Gone for the first time, it may just have settled, and be tidying up.
+                    if claim.token in gone & doubted and not task.done():
                         log.warning("look.abandoned", job_id=str(claim.job_id))
                         task.cancel()
+                doubted = gone

@@ -29,6 +29,7 @@ from app.services.job_records import ASSETS, ATTEMPTS, JOBS
 
 # How far the clocks of the processes that make ids may be from the database's.
 CLOCK_SKEW = timedelta(minutes=5)
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +248,7 @@ _LOST = (
     .join(JOBS, JOBS.c.id == ATTEMPTS.c.job_id)
     .where(ATTEMPTS.c.state == literal_column("'lost'"), ATTEMPTS.c.handle.is_(None))
     .where(ATTEMPTS.c.sent_at > func.now() - bindparam("age", type_=Interval()))
+    .where(ATTEMPTS.c.sent_at > bindparam("after", type_=ATTEMPTS.c.sent_at.type))
     .order_by(ATTEMPTS.c.sent_at)
     .limit(bindparam("limit"))
 )
@@ -280,10 +282,14 @@ async def unwanted(conn: AsyncConnection, *, limit: int) -> list[Unwanted]:
 
 
 async def lost_attempts(
-    conn: AsyncConnection, *, age: timedelta, limit: int
+    conn: AsyncConnection, *, age: timedelta, limit: int, after: datetime = LONG_AGO
 ) -> list[LostAttempt]:
-    """Name lost attempts younger than `age` whose purchase never turned up, oldest first."""
-    rows = await conn.execute(_LOST, {"age": age, "limit": limit})
+    """Name lost attempts younger than `age` whose purchase never turned up, oldest first.
+
+    Those sent later than `after` only.
+    """
+    values = {"age": age, "limit": limit, "after": after}
+    rows = await conn.execute(_LOST, values)
     return [
         LostAttempt(
             row.id, row.token, GenerationRequest(row.model, row.input), row.sent_at

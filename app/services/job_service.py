@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.core.database import arrays, unnest
+from app.core.database import arrays, relax, unnest
 from app.domain import journal
 from app.domain.errors import Conflict, LostClaim, NotFound
 from app.domain.events import CancelRequested, Event, Intended, WentSilent
@@ -199,7 +199,7 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
         }
         for job in jobs
     ]
-    values = arrays(rows, _NEW_COLUMNS) | {"deadline": deadline}
+    values = arrays(rows, _NEW_COLUMNS, alias="new") | {"deadline": deadline}
     born = {row.id: row.created_at for row in await conn.execute(_INSERT_JOBS, values)}
     births = [
         {
@@ -211,7 +211,7 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
         }
         for job in {job.id: job for job in jobs if job.id in born}.values()
     ]
-    await conn.execute(_INSERT_BIRTHS, arrays(births, ("job_id", "data")))
+    await conn.execute(_INSERT_BIRTHS, arrays(births, ("job_id", "data"), alias="born"))
     if repeated := [job.id for job in jobs if job.id not in born]:
         known = await conn.execute(_BORN, {"ids": repeated})
         born |= {row.id: row.created_at for row in known}
@@ -256,6 +256,14 @@ _RENEW = (
 )
 
 
+async def lock(conn: AsyncConnection, job_ids: Collection[UUID]) -> None:
+    """Lock the jobs, in the order in which everybody does.
+
+    For whoever needs some of them in one statement and others in the next.
+    """
+    await conn.execute(_LOCK_ALL, {"ids": list(job_ids)})
+
+
 async def _read_locked(
     conn: AsyncConnection, lock: Select[Any], job_ids: Collection[UUID]
 ) -> Sequence[Row[Any]]:
@@ -291,7 +299,12 @@ async def claim(
     ended: list[JobState] = []
     writes = Writes()
     for row in rows:
-        state = read_state(row)
+        try:
+            state = read_state(row)
+        except ValueError as error:
+            # A word of a newer version: left to its workers.
+            log.error("job.unreadable", job_id=str(row.id), reason=str(error))
+            continue
         token = uuid4()
         if (end := overdue(state, row.now, policy)) is not None:
             ended.append(_end(writes, row, state, end, policy))
@@ -313,6 +326,8 @@ async def claim(
             starts -= 1
             claims.append(_intend(writes, row, state, token, began, lease, policy))
     await writes.flush(conn)
+    if not ended and not any(claim.is_fresh for claim in claims):
+        await relax(conn)  # a claim that a crash takes back was never there
     return Claimed(claims, [state for state in ended if state.is_terminal])
 
 
@@ -391,7 +406,7 @@ async def transition(
             continue
         before = states[row.id]
         after = decide(before, change.event, row.now, policy, random.random())
-        if change.hold is Hold.RELEASE and before.has_news and not after.is_terminal:
+        if change.hold is Hold.RELEASE and before.has_news and after.has_news:
             # Heard while the look went on, which may have asked too early.
             after = replace(after, due_at=row.now)
         if change.hold is Hold.RELEASE or after.is_terminal:
@@ -402,6 +417,9 @@ async def transition(
         elif not after.is_terminal and (change.hold is Hold.KEEP or after.is_claimed):
             # Somebody is looking: `due_at` is their lease, whatever was decided.
             after = replace(after, due_at=before.due_at)
+        elif after.due_at is not None and after.due_at > row.now:
+            # A lapsed claim must not come to life with the next look for a lease.
+            tokens[row.id] = None
         states[row.id] = after
         outcomes.append(Outcome(before, after, next_look))
         if after == before and change.hold is Hold.NONE:

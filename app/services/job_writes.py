@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import insert, select, update
+from sqlalchemy import Executable, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,7 +33,7 @@ from app.services.job_records import (
 
 log = structlog.get_logger("app.jobs")
 
-_states = unnest(JOBS, STATE_COLUMNS, alias="new")
+_states = unnest(JOBS, STATE_COLUMNS, alias="job")
 _UPDATE_JOBS = (
     update(JOBS)
     .where(JOBS.c.id == _states.c.id)
@@ -42,7 +43,7 @@ _ATTEMPT_COLUMNS = (
     *("id", "job_id", "number", "state", "handle", "fingerprint", "token"),
     *("sent_at", "closed_at", "cancel_at"),
 )
-_attempts = unnest(ATTEMPTS, _ATTEMPT_COLUMNS, alias="new")
+_attempts = unnest(ATTEMPTS, _ATTEMPT_COLUMNS, alias="attempt")
 _insert_attempts = upsert(ATTEMPTS).from_select(
     list(_ATTEMPT_COLUMNS), select(_attempts), include_defaults=False
 )
@@ -54,7 +55,7 @@ _WRITE_ATTEMPTS = _insert_attempts.on_conflict_do_update(
     },
 )
 _EVENT_COLUMNS = ("job_id", "version", "name", "data", "status", "stage", "at")
-_events = unnest(EVENTS, _EVENT_COLUMNS, alias="new")
+_events = unnest(EVENTS, _EVENT_COLUMNS, alias="event")
 _INSERT_EVENTS = insert(EVENTS).from_select(
     list(_EVENT_COLUMNS), select(_events), include_defaults=False
 )
@@ -62,14 +63,33 @@ _ASSET_COLUMNS = (
     *("job_id", "index", "key", "sha256", "content_type", "size_bytes"),
     *("width", "height", "created_at"),
 )
-_assets = unnest(ASSETS, _ASSET_COLUMNS, alias="new")
+_assets = unnest(ASSETS, _ASSET_COLUMNS, alias="asset")
 _INSERT_ASSETS = insert(ASSETS).from_select(
     list(_ASSET_COLUMNS), select(_assets), include_defaults=False
 )
 
 
+_WRITES: Mapping[str, tuple[Any, Sequence[str]]] = {
+    "job": (_UPDATE_JOBS, STATE_COLUMNS),
+    "attempt": (_WRITE_ATTEMPTS, _ATTEMPT_COLUMNS),
+    "event": (_INSERT_EVENTS, _EVENT_COLUMNS),
+    "asset": (_INSERT_ASSETS, _ASSET_COLUMNS),
+}
+
+
+@lru_cache
+def _together(*names: str) -> Executable:
+    """Make one statement of several: a round trip and a plan instead of one for each table."""
+    *others, last = (_WRITES[name][0] for name in names)
+    statement = last
+    for name, other in zip(names, others):
+        statement = statement.add_cte(other.cte(f"{name}_written"))
+    written: Executable = statement
+    return written
+
+
 class Writes:
-    """Rows to write for a batch of decisions; `flush` sends one statement per table."""
+    """Rows to write for a batch of decisions; `flush` sends them as one statement."""
 
     def __init__(self) -> None:
         self._jobs: dict[UUID, dict[str, Any]] = {}
@@ -183,17 +203,22 @@ class Writes:
             )
 
     async def flush(self, conn: AsyncConnection) -> None:
-        """Send what there is, one statement per table."""
+        """Send what there is."""
         if self._assets:
             await file_locks.share(conn, (asset["key"] for asset in self._assets))
-        for statement, rows, names in (
-            (_UPDATE_JOBS, self._jobs.values(), STATE_COLUMNS),
-            (_WRITE_ATTEMPTS, self._attempts.values(), _ATTEMPT_COLUMNS),
-            (_INSERT_EVENTS, self._events, _EVENT_COLUMNS),
-            (_INSERT_ASSETS, self._assets, _ASSET_COLUMNS),
-        ):
-            if rows:
-                await conn.execute(statement, arrays(rows, names))
+        rows: dict[str, Sequence[Mapping[str, Any]]] = {
+            "job": list(self._jobs.values()),
+            "attempt": list(self._attempts.values()),
+            "event": self._events,
+            "asset": self._assets,
+        }
+        names = [name for name, found in rows.items() if found]
+        if not names:
+            return
+        values: dict[str, Any] = {}
+        for name in names:
+            values |= arrays(rows[name], _WRITES[name][1], alias=name)
+        await conn.execute(_together(*names), values)
 
 
 def _storable(value: Any) -> Any:

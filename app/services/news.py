@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -29,13 +30,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.core.database import relax
 from app.domain.errors import NotFound
 from app.domain.events import Heard
 from app.domain.lifecycle import AttemptState, Stage
 from app.domain.policy import Policy
 from app.services import job_queries
 from app.services.job_records import ATTEMPTS, JOBS
-from app.services.job_service import Change, Outcome, transition
+from app.services.job_service import Change, Outcome, lock, transition
+
+# How long the answer to a purchase is expected any moment: it usually comes after the
+# webhook that tells of the start, and brings the same.
+ANSWER_EXPECTED = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +71,20 @@ class Told:
 _IDS = bindparam("ids", type_=ARRAY(Uuid(), dimensions=1))
 _HANDLES = bindparam("handles", type_=ARRAY(Text(), dimensions=1))
 
-_TOLD_OF = select(
-    ATTEMPTS.c.id,
-    ATTEMPTS.c.job_id,
-    ATTEMPTS.c.number,
-    ATTEMPTS.c.token,
-    ATTEMPTS.c.state,
-    ATTEMPTS.c.handle,
-    ATTEMPTS.c.fingerprint,
-).where(ATTEMPTS.c.id == func.any(_IDS))
+_TOLD_OF = (
+    select(
+        *(ATTEMPTS.c.id, ATTEMPTS.c.job_id, ATTEMPTS.c.number, ATTEMPTS.c.token),
+        *(ATTEMPTS.c.state, ATTEMPTS.c.handle, ATTEMPTS.c.fingerprint),
+        and_(
+            JOBS.c.claim_token.is_not(None),
+            JOBS.c.due_at > func.now(),
+            JOBS.c.stage == Stage.SUBMITTING.value,
+            ATTEMPTS.c.sent_at > func.now() - ANSWER_EXPECTED,
+        ).label("is_being_bought"),
+    )
+    .join(JOBS, JOBS.c.id == ATTEMPTS.c.job_id)
+    .where(ATTEMPTS.c.id == func.any(_IDS))
+)
 
 _is_asleep = and_(JOBS.c.claim_token.is_(None), JOBS.c.due_at > func.now())
 # Rows are locked in the order in which everybody locks them.
@@ -101,7 +112,8 @@ _asleep = (
     .where(ATTEMPTS.c.handle == func.any(_HANDLES))
     .where(ATTEMPTS.c.state == literal_column("'running'"))
     .where(JOBS.c.stage == Stage.GENERATING.value)
-    .where(_is_asleep)
+    # Told already, and in doubt (`Policy.doubted_look`): each sweep would end the pause.
+    .where(_is_asleep, JOBS.c.has_news.is_(False))
     .order_by(JOBS.c.id)
     .with_for_update(of=JOBS)
     .cte("asleep")
@@ -138,13 +150,24 @@ _SURVIVED = (
 )
 
 
+_LOST_SIBLING = (
+    select(ATTEMPTS.c.id)
+    .where(ATTEMPTS.c.job_id == bindparam("job_id", type_=Uuid()))
+    .where(ATTEMPTS.c.state == AttemptState.LOST.value, ATTEMPTS.c.handle.is_(None))
+    .order_by(ATTEMPTS.c.number)
+    .limit(1)
+)
+
+
 async def wake(conn: AsyncConnection, handles: Sequence[str]) -> list[UUID]:
     """Make the jobs of these predictions due now, and name them.
 
-    Leaves out jobs that are due anyway, or that somebody is looking at.  Does not commit.
+    Leaves out jobs that are due anyway, that somebody is looking at, or that were told and
+    found the provider to say otherwise.  Does not commit.
     """
     if not handles:
         return []
+    await relax(conn)
     woken = await conn.execute(_WAKE_SLEEPERS, {"handles": list(handles)})
     return list(woken.scalars())
 
@@ -169,6 +192,7 @@ async def hear(
     rivals = await _rivals(conn, hints, rows)
     answers: list[Told | Exception] = []
     unknown: list[tuple[int, Hint, Row[Any]]] = []
+    strays: list[tuple[Hint, Row[Any]]] = []
     over: dict[int, UUID] = {}
     for index, hint in enumerate(hints):
         answers.append(Told())
@@ -180,13 +204,25 @@ async def hear(
         elif row.handle == hint.handle:
             if hint.is_over and row.state == AttemptState.RUNNING:
                 over[index] = row.job_id
-        elif row.handle is None and hint.handle not in owned:
+        elif hint.handle in owned:
+            continue
+        elif row.is_being_bought and not hint.is_over:
+            continue  # should the answer be lost, there are the list and the end to tell
+        elif row.handle is None:
             if hint.is_certain or row.fingerprint not in rivals:
                 unknown.append((index, hint, row))
+        elif hint.is_certain:
+            strays.append((hint, row))
+    if unknown and over:
+        await lock(conn, {row.job_id for *_, row in unknown}.union(over.values()))
     for index, job_id, is_over in await _adopt(conn, unknown, policy):
         answers[index] = Told(job_id, is_adoption=True)
         if is_over:
             over[index] = job_id
+    for hint, row in strays:
+        await _survive(conn, row, hint)
+    if not unknown and not strays:
+        await relax(conn)
     if over:
         woken = await conn.execute(_WAKE, {"ids": list(set(over.values()))})
         due = set(woken.scalars())
@@ -208,7 +244,7 @@ async def _owned(
     unclear = [
         hint.handle
         for hint in hints
-        if hint.attempt_id in rows and rows[hint.attempt_id].handle is None
+        if hint.attempt_id in rows and rows[hint.attempt_id].handle != hint.handle
     ]
     return await job_queries.owned(conn, unclear) if unclear else set()
 
@@ -248,14 +284,22 @@ async def _adopt(
         if isinstance(outcome, Outcome) and _has(outcome, hint.handle):
             adopted.append((index, row.job_id, hint.is_over))
         else:
-            # Owned from now on, so that nobody adopts it; cancelled unless it is over.
-            await conn.execute(
-                _SURVIVED.values(
-                    handle=hint.handle, cancel_at=None if hint.is_over else func.now()
-                ),
-                {"attempt_id": row.id},
-            )
+            await _survive(conn, row, hint)
     return adopted
+
+
+async def _survive(conn: AsyncConnection, row: Row[Any], hint: Hint) -> None:
+    """Let the lost attempt own the prediction, so that nobody adopts it.
+
+    It is cancelled unless it is over.
+    """
+    cancel_at = None if hint.is_over else func.now()
+    survived = _SURVIVED.values(handle=hint.handle, cancel_at=cancel_at)
+    done = await conn.execute(survived, {"attempt_id": row.id})
+    if done.rowcount == 0 and hint.is_certain:
+        # The attempt has the purchase of an earlier one, which takes this one in return.
+        sibling = await conn.scalar(_LOST_SIBLING, {"job_id": row.job_id})
+        await conn.execute(survived, {"attempt_id": sibling})
 
 
 def _has(outcome: Outcome, handle: str) -> bool:

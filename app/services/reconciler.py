@@ -50,11 +50,21 @@ class Reconciler:
         self._client = client
         self._given: dict[str, float] = {}
         self.find: Batcher[Seeker, Found | None] = Batcher(
-            self.search, limit=1000, is_shared=lambda error: True
+            self._give, limit=1000, is_shared=lambda error: True
         )
 
+    async def _give(self, seekers: Sequence[Seeker]) -> Sequence[Found | None]:
+        """Search for attempts that adopt what is found: nobody else is to find it now."""
+        found = await self.search(seekers)
+        now = time.monotonic()
+        self._given |= {one.prediction.handle: now for one in found if one is not None}
+        return found
+
     async def search(self, seekers: Sequence[Seeker]) -> Sequence[Found | None]:
-        """Walk the list once for all seekers; answer one result each, in order."""
+        """Walk the list once for all seekers; answer one result each, in order.
+
+        Gives nothing away: who seeks for a lost attempt may not get what is found.
+        """
         candidates = await self._unowned(await self._candidates(seekers))
         # Oldest first on both sides: equal purchases are interchangeable, and no
         # prediction is given to two seekers.
@@ -70,8 +80,6 @@ class Reconciler:
                 match = next(fitting, None)
                 if match is not None:
                     nameless.remove(match)
-            if match is not None:
-                self._given[match.handle] = time.monotonic()
             found.append(None if match is None else Found(match, is_certain))
         return found
 

@@ -6,16 +6,18 @@ provider can show it; the job uses it if it has not bought again, else it is can
 
 from __future__ import annotations
 
-from datetime import timedelta
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from app.core.counters import SharedCounters
 from app.core.queue import Bell
-from app.domain.errors import PredictionNotFound, Unavailable
+from app.domain.errors import NotFound, PredictionNotFound, Unavailable
 from app.domain.generation import MediaClient
 from app.services import job_queries, job_service
-from app.services.job_queries import Unwanted
+from app.services.job_queries import LostAttempt, Unwanted
 from app.services.ledger import Ledger
 from app.services.news import Hint
 from app.services.reconciler import Reconciler, Seeker
@@ -24,6 +26,7 @@ log = structlog.get_logger("app.survivors")
 
 SEARCH_EVERY = timedelta(seconds=30)
 SEARCHED_AT_ONCE = 500
+RESTS = 4  # times as long as it searched
 CANCEL_EVERY = timedelta(seconds=1)
 CANCELLED_AT_ONCE = 20
 CONFIRM_AFTER = timedelta(seconds=5)
@@ -40,20 +43,39 @@ class SearchForLost:
         reconciler: Reconciler,
         bell: Bell,
         counters: SharedCounters,
+        at_once: int = SEARCHED_AT_ONCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._reconciler = reconciler
         self._bell = bell
         self._counters = counters
+        self._at_once = at_once
+        self._clock = clock
+        self._reached = job_queries.LONG_AGO
 
     async def perform(self) -> timedelta:
-        """Search once; say how long to rest."""
+        """Search once; say how long to rest.  Of too many some are searched for in turn."""
         async with self._ledger.reading() as conn:
             lost = await job_queries.lost_attempts(
-                conn, age=self._ledger.policy.data_lifetime, limit=SEARCHED_AT_ONCE
+                conn,
+                age=self._ledger.policy.data_lifetime,
+                limit=self._at_once,
+                after=self._reached,
             )
+        is_full = len(lost) == self._at_once
+        self._reached = lost[-1].sent_at if is_full else job_queries.LONG_AGO
         if not lost:
             return SEARCH_EVERY
+        began = self._clock()
+        try:
+            await self._search(lost)
+        except Unavailable as error:
+            log.warning("search.failed", reason=str(error))
+        # The list of a busy hour is long, and others need requests too.
+        return max(SEARCH_EVERY, RESTS * timedelta(seconds=self._clock() - began))
+
+    async def _search(self, lost: Sequence[LostAttempt]) -> None:
         seekers = [Seeker(one.attempt_id, one.request, one.sent_at) for one in lost]
         for attempt, found in zip(
             lost, await self._reconciler.search(seekers), strict=True
@@ -69,10 +91,12 @@ class SearchForLost:
                 found.prediction.phase.is_over,
                 is_certain=found.is_certain,
             )
-            told = await self._ledger.hint(hint)
+            try:
+                told = await self._ledger.hint(hint)
+            except NotFound:
+                continue  # the job was deleted while the list was read
             if told.job_id is not None:
                 self._bell.ring(str(told.job_id))
-        return SEARCH_EVERY
 
 
 class CancelUnwanted:
@@ -101,8 +125,9 @@ class CancelUnwanted:
             await self._client.cancel(one.handle)
             prediction = await self._client.get(one.handle)
         except PredictionNotFound:
-            # Denied; perhaps by an old answer.  Its hour, and `Cancel-After`, end it anyway.
-            return None
+            # Denied; perhaps by an old answer, while it runs on.
+            age = datetime.now(UTC) - one.sent_at
+            return TRY_AGAIN_AFTER if age < self._ledger.policy.data_lifetime else None
         except Unavailable as error:
             log.warning("unwanted.not_cancelled", reason=str(error))
             return TRY_AGAIN_AFTER

@@ -83,7 +83,9 @@ class ListSweep:
         if not running:
             return ROUND
         if (early := self._earliest(running) - now) > timedelta(0):
-            return min(max(early, ROUND), LONGEST_REST)
+            # One of a quicker model may be sent meanwhile.
+            rest = min(early, self._durations.soonest_of_all, LONGEST_REST)
+            return max(rest, ROUND)
         try:
             walk = await self._walk(running, now)
         except ProviderThrottled as error:

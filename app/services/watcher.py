@@ -17,7 +17,7 @@ import structlog
 
 from app.core.leasing import Leadership
 from app.core.queue import Bell
-from app.domain.errors import Unavailable
+from app.domain.errors import ServiceError
 from app.services import job_queries
 from app.services.engine import DATABASE_TROUBLE, Engine
 from app.services.ledger import MOST_AT_ONCE, Ledger
@@ -36,7 +36,7 @@ class Duty(Protocol):
     """Something the leader does again and again.  May be cut off anywhere."""
 
     async def perform(self) -> timedelta:
-        """Do it once; say how long to rest.  Raises `Unavailable` when it cannot be done."""
+        """Do it once; say how long to rest.  Raises `ServiceError` when it cannot be done."""
         ...
 
 
@@ -88,6 +88,10 @@ class Watcher:
             name = type(duty).__name__
             self._tasks.append(asyncio.create_task(serving, name=name))
 
+    async def breakdown(self) -> None:
+        """Return when a round or a duty ended that nobody ended."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
     async def stop(self) -> None:
         """End the rounds and give the leadership up."""
         for task in self._tasks:
@@ -114,7 +118,7 @@ class Watcher:
             if self._led:
                 try:
                     rest = await duty.perform()
-                except (Unavailable, *DATABASE_TROUBLE) as error:
+                except (ServiceError, *DATABASE_TROUBLE) as error:
                     name = type(duty).__name__
                     log.warning("duty.failed", duty=name, error=type(error).__name__)
                     rest = REST_AFTER_TROUBLE

@@ -444,6 +444,8 @@ def test_progress_is_counted_in_whole_percents() -> None:
         *((None, 30, 10.0), (None, 600, 60.0)),
         *((0.5, 0, 5.0), (0.5, 5, 5.0), (20.0, 0, 60.0), (20.0, 59, 1.0)),
         *((20.0, 75, 25.0), (1e12, 0, 899.0), (-1.0, 0, 5.0)),
+        # Neither is the picture of a slow model kept waiting for long.
+        *((300.0, 0, 360.0), (300.0, 300, 60.0)),
         # The deadline is not slept through.
         *((None, 880, 19.0), (None, 898.9, 0.5), (None, 2000, 0.5)),
     ],

@@ -555,3 +555,45 @@ async def test_renewing_outlives_a_statement_that_fails(
 
     await wait_for_async(is_renewed, within=2, what="the next renewal")
     assert healed >= before
+
+
+# ------------------------------------------------------------------------------ breakdown
+
+
+async def test_an_engine_that_serves_no_more_says_so(
+    rig: Rig, jobs: JobTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = rig.start()
+    breakdown = asyncio.create_task(engine.breakdown())
+
+    async def confuse(batch: object, *, starts: int) -> list[Claim]:
+        raise ValueError("a mistake of ours")
+
+    engine.offer(await _submit(jobs, 1))
+    await rig.looks.reach(1)
+    assert not breakdown.done()
+    monkeypatch.setattr(rig.ledger, "claim", confuse)
+    engine.offer(await _submit(jobs, 1))
+
+    await asyncio.wait_for(breakdown, timeout=5)
+
+
+async def test_a_look_that_tidies_up_after_its_settle_is_not_ended(
+    short_leases: None, rig: Rig, jobs: JobTable
+) -> None:
+    (job_id,) = await _submit(jobs, 1)
+    settled, tidied = asyncio.Event(), asyncio.Event()
+    advance = rig.looks.advance
+
+    async def slowly(claim: Claim) -> timedelta | None:
+        result = await advance(claim)
+        settled.set()
+        await asyncio.sleep(0.15)  # at least one renewal, at most two
+        tidied.set()
+        return result
+
+    rig.looks.advance = slowly  # type: ignore[method-assign]
+    rig.start().offer([job_id])
+
+    await asyncio.wait_for(settled.wait(), timeout=5)
+    await asyncio.wait_for(tidied.wait(), timeout=5)

@@ -959,3 +959,20 @@ async def test_one_look_with_a_word_forgives_the_silent_ones(jobs: JobTable) -> 
     await jobs.settle(claim, Progressed(0.5))
 
     assert (await jobs.state(job_id)).silent_looks == 0
+
+
+async def test_a_job_in_a_word_of_a_newer_version_is_left_to_its_workers(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    strange, (known,) = (await jobs.submit())[0], await jobs.submit()
+    await jobs.look(strange, Started("h-1"))
+    async with engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE jobs DROP CONSTRAINT ck_jobs_stage_known"))
+        await conn.execute(
+            text("UPDATE jobs SET stage = 'polishing' WHERE id = :id"), {"id": strange}
+        )
+    await jobs.make_due(strange)
+
+    claims = await jobs.claim(strange, known)
+
+    assert [claim.job_id for claim in claims] == [known]

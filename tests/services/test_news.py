@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.domain.errors import NotFound
@@ -25,9 +27,11 @@ from app.domain.lifecycle import AttemptState, Status
 from app.domain.policy import Policy
 from app.services import news
 from app.services.job_queries import lost_attempts, unwanted
+from app.services.job_records import JOBS
 from app.services.ledger import Ledger
-from app.services.news import Hint, Told
+from app.services.news import ANSWER_EXPECTED, Hint, Told
 from tests.support.jobs import FAILURE, JobTable, new_job, stored_output
+from tests.support.waiting import wait_for_async
 
 HOUR = timedelta(hours=1)
 
@@ -44,8 +48,10 @@ async def _running(jobs: JobTable, handle: str = "h-1") -> UUID:
 
 
 async def _sent(jobs: JobTable) -> UUID:
+    """Make a job whose purchase is under way, for longer than answers usually take."""
     (job_id,) = await jobs.submit()
     await jobs.claim_one(job_id)
+    await jobs.age(ANSWER_EXPECTED, job_id)
     return job_id
 
 
@@ -56,6 +62,28 @@ async def _lost(jobs: JobTable, **order: object) -> UUID:
     await jobs.age(jobs.policy.grace, job_id)
     await jobs.look(job_id, NotListed())
     assert (await jobs.attempts(job_id))[0].state == AttemptState.LOST
+    return job_id
+
+
+async def _somebody_waits(jobs: JobTable) -> None:
+    """Return when a session waits for a lock."""
+
+    async def is_waiting() -> bool:
+        query = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+        async with jobs.engine.connect() as conn:
+            return bool(await conn.scalar(query))
+
+    await wait_for_async(is_waiting, within=5, what="somebody who waits for a lock")
+
+
+async def _lost_twice(jobs: JobTable) -> UUID:
+    job_id = await _lost(jobs)
+    await jobs.look(job_id, OutcomeUnknown("timeout"))
+    await jobs.age(jobs.policy.grace, job_id)
+    await jobs.look(job_id, NotListed())
     return job_id
 
 
@@ -116,6 +144,19 @@ async def test_a_look_without_news_waits_as_decided(jobs: JobTable) -> None:
     assert outcome.next_look is not None and outcome.next_look > timedelta(seconds=1)
 
 
+async def test_news_ends_with_the_attempt_it_was_about(jobs: JobTable) -> None:
+    job_id = await _running(jobs)
+    await jobs.make_due(job_id)
+    claim = await jobs.claim_one(job_id)
+    await jobs.hear(job_id, "h-1", is_over=True)
+
+    await jobs.settle(claim, GenerationFailed(FAILURE, is_transient=True))
+
+    row = await jobs.row(job_id)
+    assert (row.status, row.has_news) == ("pending", False)
+    assert row.due_at > (await jobs.events(job_id))[-1].at, "the pause is kept"
+
+
 async def test_an_old_answer_does_not_put_the_news_to_rest(jobs: JobTable) -> None:
     job_id = await _running(jobs)
     await jobs.hear(job_id, "h-1", is_over=True)
@@ -163,6 +204,23 @@ async def test_the_sweep_wakes_only_what_sleeps(jobs: JobTable) -> None:
     assert [await jobs.snapshot(due), await jobs.snapshot(claimed)] == before
 
 
+async def test_a_list_that_is_contradicted_does_not_hurry_the_looks(
+    jobs: JobTable,
+) -> None:
+    job_id = await _running(jobs)
+
+    async def sweep() -> list[UUID]:
+        async with jobs.engine.begin() as conn:
+            return await news.wake(conn, ["h-1"])
+
+    assert await sweep() == [job_id]
+    claim = await jobs.claim_one(job_id)
+    outcome = await jobs.settle(claim, Progressed(0.5, is_contradicted=True))
+
+    assert await sweep() == []
+    assert (await jobs.row(job_id)).due_at == outcome.after.due_at
+
+
 async def test_without_a_list_those_whose_look_comes_next_are_woken(
     jobs: JobTable,
 ) -> None:
@@ -195,6 +253,20 @@ async def test_an_attempt_without_a_handle_is_given_it(
     assert row.has_news == is_over
 
 
+async def test_whoever_let_the_lease_lapse_does_not_get_it_back_by_an_adoption(
+    jobs: JobTable,
+) -> None:
+    job_id = await _sent(jobs)
+    await jobs.make_due(job_id)
+
+    await jobs.hear(job_id, "h-1")
+    assert await jobs.due() == []
+    assert (await jobs.row(job_id)).claim_token is None
+    await jobs.hear(job_id, "h-1", is_over=True)
+
+    assert await jobs.due() == [job_id]
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -210,6 +282,7 @@ async def test_whatever_the_overtaken_purchase_says_it_was_made_once(
 ) -> None:
     (job_id,) = await jobs.submit()
     claim = await jobs.claim_one(job_id)
+    await jobs.age(ANSWER_EXPECTED, job_id)
     await jobs.hear(job_id, "h-1")
 
     outcome = await jobs.settle(claim, event)
@@ -219,6 +292,19 @@ async def test_whatever_the_overtaken_purchase_says_it_was_made_once(
         *("generating", "h-1", None),
     )
     assert outcome.next_look == timedelta(0)
+
+
+async def test_that_it_started_is_left_to_the_answer_that_is_about_to_come(
+    jobs: JobTable,
+) -> None:
+    (job_id,) = await jobs.submit()
+    claim = await jobs.claim_one(job_id)
+    before = await jobs.snapshot(job_id)
+
+    assert await jobs.hear(job_id, "h-1") == Told()
+    assert await jobs.snapshot(job_id) == before
+    await jobs.settle(claim, OutcomeUnknown("timeout"))
+    assert await jobs.hear(job_id, "h-1") == Told(job_id, is_adoption=True)
 
 
 async def test_a_reconciled_attempt_is_adopted_once_whoever_finds_it_first(
@@ -279,6 +365,32 @@ async def test_two_attempts_told_of_one_prediction_in_one_breath_do_not_both_get
     assert await jobs.handles() == {"h-1"}
 
 
+async def test_a_batch_of_both_kinds_locks_its_jobs_in_everybodys_order(
+    jobs: JobTable,
+) -> None:
+    """A job whose end is heard comes before, one that is adopted after, in every order."""
+    known, unknown = await _running(jobs, "h-1"), await _sent(jobs)
+    hints = []
+    for job_id, handle in ((known, "h-1"), (unknown, "h-2")):
+        (attempt,) = await jobs.attempts(job_id)
+        hints.append(Hint(attempt.id, attempt.token, handle, is_over=True))
+    lock = select(JOBS.c.id).where(JOBS.c.id == known).with_for_update()
+
+    async def hear() -> list[Told | Exception]:
+        async with jobs.engine.begin() as conn:
+            return await news.hear(conn, hints, policy=jobs.policy)
+
+    async with jobs.engine.begin() as conn:
+        await conn.execute(lock)
+        hearing = asyncio.create_task(hear())
+        await _somebody_waits(jobs)
+        # Free: whoever waits for the first job holds none behind it.
+        await conn.execute(
+            select(JOBS.c.id).where(JOBS.c.id == unknown).with_for_update(nowait=True)
+        )
+    assert await hearing == [Told(known), Told(unknown, is_adoption=True)]
+
+
 # ------------------------------------------------------------------------------------ strangers
 
 
@@ -333,6 +445,36 @@ async def test_a_late_survivor_is_used_by_a_job_that_waits_to_buy_again(
         *("running", "h-1", None),
     )
     assert await _cancellations(jobs) == []
+
+
+async def test_of_two_late_survivors_one_is_used_and_one_is_cancelled(
+    jobs: JobTable,
+) -> None:
+    for number, (first, second) in enumerate([(1, 2), (2, 1)]):
+        job_id = await _lost_twice(jobs)
+        used, other = f"used-{number}", f"other-{number}"
+
+        await jobs.hear(job_id, used, number=first)
+        await jobs.hear(job_id, other, number=second)
+
+        assert (await jobs.row(job_id)).attempt_handle == used
+        assert other in await _cancellations(jobs)
+
+
+async def test_of_two_late_survivors_in_one_breath_one_is_cancelled(
+    jobs: JobTable,
+) -> None:
+    job_id = await _lost_twice(jobs)
+    hints = [
+        Hint(row.id, row.token, f"h-{row.number}", is_over=False)
+        for row in await jobs.attempts(job_id)
+    ]
+
+    async with jobs.engine.begin() as conn:
+        await news.hear(conn, hints, policy=jobs.policy)
+
+    assert (await jobs.row(job_id)).attempt_handle == "h-1"
+    assert await _cancellations(jobs) == ["h-2"]
 
 
 async def test_a_late_survivor_of_a_job_that_bought_again_is_cancelled(

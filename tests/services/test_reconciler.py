@@ -237,6 +237,20 @@ async def test_equal_seekers_get_different_predictions(
     assert len(listing.walks) == 1
 
 
+async def test_the_search_for_a_lost_attempt_takes_nothing_from_one_that_was_sent(
+    reconciler: Reconciler, listing: Listing, jobs: JobTable
+) -> None:
+    """A hint from it may be refused, and whoever misses the purchase buys again."""
+    lost, sent = await _seek(jobs), await _seek(jobs)
+    listing.pages = [[_seen("h-1", _sent_at(sent))]]
+    assert lost.attempt_id is not None
+    await reconciler.search([Seeker(lost.attempt_id, lost.request, _sent_at(lost))])
+
+    found = await _find(reconciler, sent)
+
+    assert found is not None and found.handle == "h-1"
+
+
 async def test_seekers_share_one_walk(
     reconciler: Reconciler, listing: Listing, jobs: JobTable
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,14 +14,16 @@ from redis.asyncio import Redis
 
 from app.core.config import Settings
 from app.core.counters import SharedCounters
+from app.domain.errors import ProviderThrottled
 from app.domain.events import NotFound, OutcomeUnknown, Started
 from app.domain.generation import GenerationRequest, MediaClient, Started as Bought
 from app.domain.lifecycle import AttemptState, Stage
 from app.domain.policy import Policy
 from app.services.callback_urls import callback_url
+from app.services.job_service import delete_job
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_media_client
-from app.services.reconciler import Reconciler
+from app.services.reconciler import Found, Reconciler, Seeker
 from app.services.survivors import CancelUnwanted, SearchForLost
 from sandbox.config import SandboxConfig
 from sandbox.create import BOOK, FAULTS
@@ -60,6 +62,7 @@ class Bench:
     cancel: CancelUnwanted
     bell: RecordingBell
     counters: SharedCounters
+    ledger: Ledger
 
     async def buy(self, prompt: str, webhook: str | None = None) -> str:
         """Make a prediction at the provider."""
@@ -91,6 +94,39 @@ class Bench:
         self.sandbox.app[FAULTS].replace(list(rules))
 
 
+@dataclass
+class Interrupted:
+    """A search in the middle of which somebody deletes a job."""
+
+    bench: Bench
+    delete: UUID
+
+    async def search(self, seekers: Sequence[Seeker]) -> Sequence[Found | None]:
+        """Search; then cancel and delete the job."""
+        reconciler = Reconciler(self.bench.ledger, self.bench.client)
+        found = await reconciler.search(seekers)
+        await self.bench.jobs.cancel(self.delete)
+        async with self.bench.jobs.engine.begin() as conn:
+            await delete_job(conn, self.delete)
+        return found
+
+
+@dataclass
+class Slow:
+    """A search that takes a while and finds nothing, or fails."""
+
+    takes: timedelta
+    error: Exception | None = None
+    now: float = 0.0
+
+    async def search(self, seekers: Sequence[Seeker]) -> Sequence[Found | None]:
+        """Let the time pass."""
+        self.now += self.takes.total_seconds()
+        if self.error is not None:
+            raise self.error
+        return [None] * len(seekers)
+
+
 @pytest.fixture
 async def bench(
     settings: Callable[..., Settings], redis_url: str, jobs: JobTable
@@ -120,6 +156,7 @@ async def bench(
             CancelUnwanted(ledger=ledger, client=client, counters=counters),
             bell,
             counters,
+            ledger,
         )
 
 
@@ -174,6 +211,65 @@ async def test_one_that_names_its_attempt_is_found_whatever_others_are_buying(
     assert (await bench.jobs.attempts(job_id))[0].handle == named
 
 
+async def test_of_more_than_one_search_takes_the_others_come_next(
+    bench: Bench,
+) -> None:
+    """Else the newest were searched for when their purchases are over, if at all."""
+    search = SearchForLost(
+        ledger=bench.ledger,
+        reconciler=Reconciler(bench.ledger, bench.client),
+        bell=bench.bell,  # type: ignore[arg-type]
+        counters=bench.counters,
+        at_once=2,
+    )
+    ids = [await bench.lost(f"a mill of many, {number}") for number in range(3)]
+    handle = await bench.buy("a mill of many, 2")
+
+    for _ in range(2):
+        await search.perform()
+
+    (attempt,) = await bench.jobs.attempts(ids[2])
+    assert attempt.handle == handle
+    other = await bench.buy("a mill of many, 0")
+    await search.perform()
+    (attempt,) = await bench.jobs.attempts(ids[0])
+    assert attempt.handle == other, "and then the first again"
+
+
+@pytest.mark.parametrize("error", [None, ProviderThrottled("slow down")])
+async def test_a_long_search_is_followed_by_a_longer_rest(
+    bench: Bench, error: Exception | None
+) -> None:
+    await bench.lost("a mill in a long list")
+    slow = Slow(timedelta(minutes=2), error)
+    search = SearchForLost(
+        ledger=bench.ledger,
+        reconciler=slow,  # type: ignore[arg-type]
+        bell=bench.bell,  # type: ignore[arg-type]
+        counters=bench.counters,
+        clock=lambda: slow.now,
+    )
+
+    assert await search.perform() == timedelta(minutes=8)
+
+
+async def test_a_job_deleted_during_the_search_does_not_end_it(bench: Bench) -> None:
+    gone, waiting = await bench.lost("a mill"), await bench.lost("a second mill")
+    await bench.buy("a mill")
+    handle = await bench.buy("a second mill")
+    search = SearchForLost(
+        ledger=bench.ledger,
+        reconciler=Interrupted(bench, delete=gone),  # type: ignore[arg-type]
+        bell=bench.bell,  # type: ignore[arg-type]
+        counters=bench.counters,
+    )
+
+    await search.perform()
+
+    (attempt,) = await bench.jobs.attempts(waiting)
+    assert attempt.handle == handle
+
+
 async def test_a_cancellation_the_provider_does_not_hear_is_repeated(
     bench: Bench,
 ) -> None:
@@ -191,6 +287,25 @@ async def test_a_cancellation_the_provider_does_not_hear_is_repeated(
 
     (attempt,) = await bench.jobs.attempts(job_id)
     assert (attempt.cancel_at, bench.status_of(handle)) == (None, "canceled")
+
+
+async def test_a_provider_that_denies_the_prediction_is_asked_again_for_its_hour(
+    bench: Bench,
+) -> None:
+    job_id = await bench.lost("a denied mill")
+    await bench.buy("a denied mill")
+    await bench.jobs.cancel(job_id)
+    await bench.search.perform()
+    bench.spoil({"fault": "get.not_found"})
+
+    await bench.cancel.perform()
+    (attempt,) = await bench.jobs.attempts(job_id)
+    assert attempt.cancel_at is not None, "an old answer may deny what runs"
+    await bench.jobs.age(bench.jobs.policy.data_lifetime, job_id)
+    await bench.cancel.perform()
+
+    (attempt,) = await bench.jobs.attempts(job_id)
+    assert attempt.cancel_at is None
 
 
 async def test_without_anything_lost_the_list_is_not_asked(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.core.counters import SharedCounters
-from app.domain.durations import Durations
+from app.domain.durations import EARLIER, Durations
 from app.domain.errors import ProviderThrottled, ProviderUnavailable
 from app.domain.events import Started
 from app.domain.generation import Phase, Prediction
@@ -225,6 +225,16 @@ async def test_before_anything_can_be_over_nobody_asks(bench: Bench) -> None:
     await bench.jobs.age(timedelta(seconds=1))
     await bench.sweep().perform()
     assert len(bench.listing.walks) == 1
+
+
+async def test_the_rest_does_not_outlast_what_may_be_sent_meanwhile(
+    bench: Bench,
+) -> None:
+    bench.durations.learn(MODEL, timedelta(seconds=100))
+    bench.durations.learn("acme/sketcher", timedelta(seconds=2))
+    await bench.running(1)
+
+    assert await bench.sweep().perform() == timedelta(seconds=2) * EARLIER
 
 
 async def test_however_long_a_model_takes_the_sweep_looks_up_now_and_then(

@@ -14,13 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.database import open_engine
 from app.core.leasing import Leadership
-from app.domain.errors import Unavailable
+from app.domain.errors import NotFound, ProviderUnavailable, Unavailable
 from app.domain.events import Started
 from app.domain.policy import Policy
 from app.services.ledger import Ledger
 from app.services.watcher import (
     LEADERSHIP_KEY,
     RINGS_A_ROUND,
+    ROUND,
+    Duty,
     EndOutOfTime,
     Watcher,
 )
@@ -69,7 +71,7 @@ class CountedLeadership(Leadership):
 class Post:
     """One watcher with its desk and its bell, on a pool of its own."""
 
-    def __init__(self, engine: AsyncEngine, **desk: int) -> None:
+    def __init__(self, engine: AsyncEngine, *duties: Duty, **desk: int) -> None:
         self.desk, self.bell = Desk(**desk), RecordingBell()
         self.leadership = CountedLeadership(engine, LEADERSHIP_KEY)
         self.watcher = Watcher(
@@ -77,7 +79,22 @@ class Post:
             engine=self.desk,
             leadership=self.leadership,
             bell=self.bell,
+            duties=duties,
         )
+
+
+class Stumbling:
+    """A duty that fails the first time."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.performed = error, 0
+
+    async def perform(self) -> timedelta:
+        """Fail, or count."""
+        self.performed += 1
+        if self.performed == 1:
+            raise self.error
+        return ROUND
 
 
 Manned = Callable[..., Post]
@@ -88,9 +105,9 @@ async def man(database_url: str) -> AsyncIterator[Manned]:
     """Make posts; their watchers are stopped after the test."""
     async with AsyncExitStack() as stack:
 
-        def make(**desk: int) -> Post:
+        def make(*duties: Duty, **desk: int) -> Post:
             engine = open_engine(SecretStr(database_url), name="post", pool_size=3)
-            post = Post(engine, **desk)
+            post = Post(engine, *duties, **desk)
             stack.push_async_callback(engine.dispose)
             stack.push_async_callback(post.watcher.stop)
             return post
@@ -352,6 +369,19 @@ async def test_the_rounds_go_on_after_a_round_that_failed(
         return job_id in post.desk.offered
 
     await wait_for_async(is_offered, within=2 * PICKUP, what="the job")
+
+
+@pytest.mark.parametrize("error", [ProviderUnavailable("away"), NotFound("gone")])
+async def test_a_duty_that_failed_is_performed_again(
+    man: Manned, error: Exception
+) -> None:
+    duty = Stumbling(error)
+    man(duty).watcher.start()
+
+    async def is_back() -> bool:
+        return duty.performed > 1
+
+    await wait_for_async(is_back, within=10, what="the duty")
 
 
 async def test_the_rounds_go_on_when_the_leader_loses_its_connections(
