@@ -9,6 +9,11 @@ from tests.prove.checks import CHECKS
 from tests.prove.run import Result
 
 MOST_TOLD = 10  # findings of one check
+LEGEND = """\
+`lost`: accepted and gone. `stuck`: not finished, or late. `extra`: bought for nobody, or twice.
+`backwards`: a status or version that went back. `settled in`: from the last fault until nothing
+was left to do; more than 60 s only for purchases of unknown fate, which are looked for during two
+minutes before they are made again."""
 
 
 def told(result: Result) -> Iterator[str]:
@@ -69,6 +74,8 @@ def _runs(results: Sequence[Result]) -> Iterator[str]:
         return
     yield "## Runs"
     yield ""
+    yield LEGEND
+    yield ""
     words = ("lost", "stuck", "extra", "backwards")
     others = [word for word in CHECKS if word not in words]
     heads = ("seed", "minutes", "jobs", "purchases", "faults", *words)
@@ -111,6 +118,7 @@ def _lost_answers(results: Sequence[Result]) -> Iterator[str]:
     yield ""
     yield (
         f"{jobs} purchases in a row whose answer never arrived, in {len(results)} runs:"
-        f" {bought} pictures bought for {jobs} jobs, {wrong} findings."
+        f" {bought} pictures bought for {jobs} jobs, {wrong} findings. Without webhooks, so"
+        " that only the provider's list can tell; with a circuit breaker that never opens."
     )
     yield ""

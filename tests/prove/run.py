@@ -146,21 +146,21 @@ async def _remember(system: System, job_id: str, deleted: dict[str, Job]) -> boo
 # ----------------------------------------------------------------------------- settling
 
 
-async def settle(system: System) -> Settlement:
+async def settle(system: System, *, within: float = SETTLING) -> Settlement:
     """Wait until no job is live and nothing runs at the provider."""
     began = time.monotonic()
     in_grace: set[str] = set()
     late: set[str] = set()
     async with aiohttp.ClientSession(raise_for_status=True) as http:
-        while (waited := time.monotonic() - began) < SETTLING + GRACE:
+        while (waited := time.monotonic() - began) < within + GRACE:
             live = await asyncio.to_thread(_live, system.postgres.url)
             if not live and not await _running(http, system.sandbox_url):
                 break
-            if waited >= SETTLING:
+            if waited >= within:
                 in_grace |= {job_id for job_id, unknown in live.items() if unknown}
                 late |= live.keys() - in_grace
             await asyncio.sleep(0.25)
-    told = tuple(f"{job_id}: took more than {SETTLING:.0f} s" for job_id in late)
+    told = tuple(f"{job_id}: took more than {within:.0f} s" for job_id in late)
     return Settlement(time.monotonic() - began, len(in_grace), told)
 
 

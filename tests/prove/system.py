@@ -124,6 +124,7 @@ async def open_system(
     *,
     sandbox_options: Sequence[str] = (),
     has_webhooks: bool = True,
+    worker: str = WORKER,
     **settings: str,
 ) -> AsyncIterator[System]:
     """Start everything in this folder, and end everything after."""
@@ -147,7 +148,7 @@ async def open_system(
             wires[name] = await stack.enter_async_context(TcpProxy("127.0.0.1", port))
         own = _settings(folder, wires, valkey.url, has_webhooks) | settings
         sandbox, parts = _parts(
-            folder, own, wires, postgres.url, ports, sandbox_options
+            folder, own, wires, postgres.url, ports, sandbox_options, worker
         )
         for part in (sandbox, *parts.values()):
             stack.callback(_end, part)
@@ -195,6 +196,7 @@ def _parts(
     database_url: str,
     ports: dict[str, int],
     sandbox_options: Sequence[str],
+    worker: str,
 ) -> tuple[Part, dict[str, Part]]:
     names = {name.upper() for name in Settings.model_fields}
     ours = {name: value for name, value in os.environ.items() if name not in names}
@@ -217,7 +219,7 @@ def _parts(
         argv = ["uvicorn", API, "--no-access-log", "--port", str(ports[name])]
         parts[name] = part(name, argv, "api-database")
     for name in WORKERS:
-        argv = ["celery", "-A", WORKER, "worker", "--loglevel=info", "-n", f"{name}@%h"]
+        argv = ["celery", "-A", worker, "worker", "--loglevel=info", "-n", f"{name}@%h"]
         parts[name] = part(name, argv, "worker-database")
     return sandbox, parts
 
