@@ -6,6 +6,7 @@ the session and somebody else gets it.  Needs a direct or session-pooled connect
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -17,17 +18,26 @@ from app.core.database import DISCONNECTED
 
 _TRY = text("SELECT pg_try_advisory_lock(:key)")
 _PING = text("SELECT 1")
+_END_IN_SILENCE = text("SELECT set_config('idle_session_timeout', :limit, false)")
 
 
 class Leadership:
     """A place only one process in the deployment can hold.
 
-    Holds one connection of the engine while it leads.  Not to be shared between tasks.
+    Holds one connection of the engine while it leads.  Whoever does not confirm for `silence`,
+    for it is frozen, has lost the place.  Not to be shared between tasks.
     """
 
-    def __init__(self, engine: AsyncEngine, key: int) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        key: int,
+        *,
+        silence: timedelta = timedelta(seconds=5),
+    ) -> None:
         self._engine = engine
         self._key = key
+        self._silence = silence
         self._conn: AsyncConnection | None = None
 
     @property
@@ -53,6 +63,9 @@ class Leadership:
                 raise
             if taken:
                 self._conn = conn
+                # A frozen process keeps its connections, and so its locks, for ever.
+                limit = f"{self._silence // timedelta(milliseconds=1)}ms"
+                await conn.execute(_END_IN_SILENCE, {"limit": limit})
                 return True
             await conn.close()
             return False

@@ -220,6 +220,9 @@ class JobRunner:
         if found is None:
             return _Result(NotFound())
         self._counters.add("orphans_adopted", by="list")
+        if (await self._breaker.state()).reason == UNREACHABLE:
+            # The answers get lost, and the provider sells all the same.
+            await self._breaker.report_success(self._breaker.turn)
         return _Result(Started(found.prediction.handle, is_adopted=True))
 
     async def _watch(self, claim: Claim) -> _Result:

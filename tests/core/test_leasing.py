@@ -1,4 +1,5 @@
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 from pydantic import SecretStr
@@ -7,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.database import open_engine
 from app.core.leasing import Leadership
+from tests.support.waiting import wait_for_async
 
 KEY = 4711
 
@@ -102,3 +104,20 @@ async def test_whoever_cannot_ask_does_not_lead() -> None:
     async with Leadership(engine, KEY) as leadership:
         assert not await leadership.confirm()
     await engine.dispose()
+
+
+async def test_whoever_falls_silent_loses_the_place_and_notices(
+    engine: AsyncEngine, rival_engine: AsyncEngine
+) -> None:
+    short = timedelta(milliseconds=200)
+    async with (
+        Leadership(engine, KEY, silence=short) as frozen,
+        Leadership(rival_engine, KEY) as other,
+    ):
+        assert await frozen.confirm()
+        assert await frozen.confirm()
+
+        await wait_for_async(other.confirm, within=5, what="the other one leads")
+
+        assert not await frozen.confirm()
+        assert not frozen.is_held

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,10 +30,13 @@ def main() -> int:
         seed = random.SystemRandom().randrange(10**6)
     # First of all: whatever happens now can be had again.
     print(f"seed {seed}", flush=True)
-    results = [
-        _in_folder(options, seed + number, _one_run(options, seed + number))
-        for number in range(options.runs)
-    ]
+    seeds = range(seed, seed + options.runs)
+    with ThreadPoolExecutor(options.at_once) as pool:
+        runs = [
+            pool.submit(_in_folder, options, one, _one_run(options, one))
+            for one in seeds
+        ]
+        results = [run.result() for run in runs]
     lost = []
     for number in range(0, options.lost_answers, BATCH):
         count = min(BATCH, options.lost_answers - number)
@@ -114,6 +118,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--runs", type=int, default=1, help="the seeds follow each other"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="runs side by side, each a system"
     )
     parser.add_argument("--jobs-per-minute", type=float, default=240)
     parser.add_argument(

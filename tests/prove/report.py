@@ -12,8 +12,8 @@ MOST_TOLD = 10  # findings of one check
 LEGEND = """\
 `lost`: accepted and gone. `stuck`: not finished, or late. `extra`: bought for nobody, or twice.
 `backwards`: a status or version that went back. `settled in`: from the last fault until nothing
-was left to do; more than 60 s only for purchases of unknown fate, which are looked for during two
-minutes before they are made again."""
+was left to do but purchases of unknown fate, and until these were settled, too: they are looked
+for during two minutes before they are made again."""
 
 
 def told(result: Result) -> Iterator[str]:
@@ -22,8 +22,8 @@ def told(result: Result) -> Iterator[str]:
     yield (
         f"seed {result.seed}: {result.jobs} jobs ({ends}), {result.bought} purchases,"
         f" {result.lost_attempts} attempts lost, {result.sights} answers watched,"
-        f" {sum(result.faults.values())} faults, settled in {result.settled:.1f} s"
-        + (f" ({result.in_grace} in their grace)" if result.in_grace else "")
+        f" {sum(result.faults.values())} faults, settled in {result.settled_known:.1f} s,"
+        f" with those of unknown fate in {result.settled:.1f} s"
     )
     yield "  " + ", ".join(
         f"{word} {len(wrong)}" for word, wrong in result.findings.items()
@@ -87,7 +87,7 @@ def _runs(results: Sequence[Result]) -> Iterator[str]:
             *(one.seed, f"{one.seconds / 60:.1f}", one.jobs, one.bought),
             *(sum(one.faults.values()), *(counts[word] for word in words)),
             sum(counts[word] for word in others),
-            f"{one.settled:.1f} s",
+            f"{one.settled_known:.1f} s, {one.settled:.1f} s",
         )
         yield f"| {' | '.join(map(str, cells))} |"
     yield ""

@@ -67,6 +67,7 @@ class Result:
     sights: int
     faults: dict[str, int]
     settled: float
+    settled_known: float
     in_grace: int
     findings: dict[str, list[str]]
     answers: dict[str, int] = field(default_factory=dict)
@@ -81,9 +82,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How long it took until nothing was left to do; `late` are jobs that took too long."""
+    """How long it took until nothing was left to do; `late` are jobs that took too long.
+
+    `known` is until nothing was left but purchases of unknown fate, in their grace.
+    """
 
     seconds: float
+    known: float
     in_grace: int
     late: tuple[str, ...]
 
@@ -149,6 +154,7 @@ async def _remember(system: System, job_id: str, deleted: dict[str, Job]) -> boo
 async def settle(system: System, *, within: float = SETTLING) -> Settlement:
     """Wait until no job is live and nothing runs at the provider."""
     began = time.monotonic()
+    known = 0.0
     in_grace: set[str] = set()
     late: set[str] = set()
     async with aiohttp.ClientSession(raise_for_status=True) as http:
@@ -156,12 +162,14 @@ async def settle(system: System, *, within: float = SETTLING) -> Settlement:
             live = await asyncio.to_thread(_live, system.postgres.url)
             if not live and not await _running(http, system.sandbox_url):
                 break
+            if not all(live.values()):
+                known = waited
             if waited >= within:
                 in_grace |= {job_id for job_id, unknown in live.items() if unknown}
                 late |= live.keys() - in_grace
             await asyncio.sleep(0.25)
     told = tuple(f"{job_id}: took more than {within:.0f} s" for job_id in late)
-    return Settlement(time.monotonic() - began, len(in_grace), told)
+    return Settlement(time.monotonic() - began, known, len(in_grace), told)
 
 
 def _live(database_url: str) -> dict[str, bool]:
@@ -224,6 +232,7 @@ def conclude(
         sights=sum(map(len, evidence.diary.sights.values())),
         faults=dict(sorted(faults.items())),
         settled=settlement.seconds,
+        settled_known=settlement.known,
         in_grace=settlement.in_grace,
         findings=judge(evidence),
         answers=dict(sorted(evidence.diary.answers.items())),

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,11 +67,14 @@ def alembic_config() -> Config:
     return config
 
 
+_MIGRATING = threading.Lock()  # Alembic keeps the migration under way in a global
+
+
 def migrate(url: str, revision: str = "head") -> None:
-    """Bring a database to a revision, in this process."""
+    """Bring a database to a revision, in this process, one at a time."""
     engine = open_sync_engine(SecretStr(url))
     try:
-        with engine.begin() as connection:
+        with _MIGRATING, engine.begin() as connection:
             config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
