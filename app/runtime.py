@@ -30,8 +30,8 @@ from app.core.queue import Bell, publisher_app
 from app.core.recall import Recall
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
-from app.domain.lifecycle import JobState
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.state import JobState
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
 from app.services.health import HealthChecks

@@ -32,7 +32,7 @@ from app.core.stopping import pause
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
 from app.domain.generation import GenerationRequest
-from app.domain.lifecycle import Status
+from app.domain.state import Status
 from app.models import schemas
 from app.runtime import Runtime
 from app.services import job_queries, job_service

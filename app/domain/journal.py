@@ -13,8 +13,9 @@ from typing import get_args
 
 from app.domain.events import Event
 from app.domain.generation import JSON, Failure, RefusalKind
-from app.domain.lifecycle import JobState, decide, new_job
+from app.domain.lifecycle import decide
 from app.domain.policy import Policy
+from app.domain.state import JobState, new_job
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, Row, Table, Uuid, bindparam, func, select, true
 
 from app.domain.generation import Failure, GenerationRequest
-from app.domain.lifecycle import Attempt, AttemptState, JobState, Stage, Status
+from app.domain.state import Attempt, AttemptState, JobState, Stage, Status
 from app.models import job as tables
 
 

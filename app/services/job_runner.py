@@ -45,7 +45,8 @@ from app.domain.events import (
     Stored,
 )
 from app.domain.generation import Failure, MediaClient, Phase, Prediction, RefusalKind
-from app.domain.lifecycle import IllegalEvent, Stage
+from app.domain.lifecycle import IllegalEvent
+from app.domain.state import Stage
 from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
 from app.services.job_service import Change, Hold

@@ -41,8 +41,9 @@ from app.domain import journal
 from app.domain.errors import Conflict, LostClaim, NotFound
 from app.domain.events import CancelRequested, Event, Intended, WentSilent
 from app.domain.generation import JSON, GenerationRequest
-from app.domain.lifecycle import JobState, Stage, Status, decide, overdue
+from app.domain.lifecycle import decide, overdue
 from app.domain.policy import Policy
+from app.domain.state import JobState, Stage, Status
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,

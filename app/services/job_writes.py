@@ -19,7 +19,7 @@ from app.core.database import RELAXED, arrays, unnest
 from app.domain import journal
 from app.domain.events import Event, Expired, WentSilent
 from app.domain.generation import GenerationRequest
-from app.domain.lifecycle import AttemptState, JobState
+from app.domain.state import AttemptState, JobState
 from app.services import file_locks
 from app.services.job_records import (
     ASSETS,

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.core.batching import Batcher
 from app.core.database import DISCONNECTED, is_disconnect
 from app.domain.errors import NotFound, Unavailable
-from app.domain.lifecycle import JobState
 from app.domain.policy import Policy
+from app.domain.state import JobState
 from app.services import file_locks, job_queries, job_service, news
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim

@@ -34,8 +34,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.core.database import RELAXED
 from app.domain.errors import NotFound
 from app.domain.events import Heard
-from app.domain.lifecycle import AttemptState, Stage
 from app.domain.policy import Policy
+from app.domain.state import AttemptState, Stage
 from app.services import job_queries
 from app.services.job_records import ATTEMPTS, JOBS
 from app.services.job_service import Change, Outcome, lock, transition

@@ -25,8 +25,9 @@ from app.domain.events import (
     WentSilent,
 )
 from app.domain.generation import Failure, RefusalKind
-from app.domain.lifecycle import JobState, decide, new_job
+from app.domain.lifecycle import decide
 from app.domain.policy import Policy
+from app.domain.state import JobState, new_job
 
 POLICY = Policy()
 BORN = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)

@@ -22,15 +22,9 @@ from app.domain.events import (
     WentSilent,
 )
 from app.domain.generation import RefusalKind
-from app.domain.lifecycle import (
-    AttemptState,
-    IllegalEvent,
-    JobState,
-    Stage,
-    Status,
-    decide,
-)
+from app.domain.lifecycle import IllegalEvent, decide
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.state import AttemptState, JobState, Stage, Status
 from tests.domain.cases import (
     BORN,
     DEADLINE,

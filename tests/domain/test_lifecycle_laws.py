@@ -15,17 +15,9 @@ from hypothesis.stateful import (
 
 from app.domain import journal
 from app.domain.events import Event
-from app.domain.lifecycle import (
-    Attempt,
-    AttemptState,
-    IllegalEvent,
-    JobState,
-    Stage,
-    Status,
-    decide,
-    new_job,
-)
+from app.domain.lifecycle import IllegalEvent, decide
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.state import Attempt, AttemptState, JobState, Stage, Status, new_job
 from tests.domain.cases import BORN, EVENTS, LEGAL
 from tests.support.jobs import timeless
 

@@ -9,8 +9,9 @@ from datetime import timedelta
 from itertools import pairwise
 
 from app.domain import journal
-from app.domain.lifecycle import IllegalEvent, JobState
+from app.domain.lifecycle import IllegalEvent
 from app.domain.policy import Policy
+from app.domain.state import JobState
 from tests.prove.clients import Sight
 from tests.prove.evidence import Attempt, Bought, Evidence, Job
 from tests.support.stack import FINISHED

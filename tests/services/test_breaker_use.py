@@ -22,8 +22,8 @@ from app.core.config import Settings
 from app.core.counters import SharedCounters
 from app.domain.durations import Durations
 from app.domain.generation import GenerationRequest
-from app.domain.lifecycle import JobState, Stage, Status
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.state import JobState, Stage, Status
 from app.services.engine import Engine
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger

@@ -25,8 +25,8 @@ from pydantic import SecretStr
 from app.core.database import open_engine
 from app.domain import generation
 from app.domain.errors import LostClaim
-from app.domain.lifecycle import AttemptState, Status
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.state import AttemptState, Status
 from app.services.job_records import Claim
 from tests.support.jobs import JobTable, timeless
 from tests.support.simulation import (

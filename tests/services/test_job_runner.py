@@ -30,8 +30,8 @@ from app.domain.durations import Durations
 from app.domain.errors import Unavailable
 from app.domain.events import Progressed
 from app.domain.generation import GenerationRequest, Phase, Prediction
-from app.domain.lifecycle import AttemptState, JobState, Stage, Status
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.state import AttemptState, JobState, Stage, Status
 from app.runtime import open_worker
 from app.services.job_records import Claim
 from app.services.job_runner import JobRunner

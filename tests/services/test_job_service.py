@@ -26,7 +26,8 @@ from app.domain.events import (
 )
 from app.domain.generation import Failure, RefusalKind
 from app.domain.policy import Policy
-from app.domain.lifecycle import AttemptState, IllegalEvent, Stage, Status
+from app.domain.lifecycle import IllegalEvent
+from app.domain.state import AttemptState, Stage, Status
 from app.services import job_service
 from app.services.job_records import JOBS
 from app.services.job_service import Change, Hold

@@ -23,8 +23,8 @@ from app.domain.events import (
     Stored,
 )
 from app.domain.generation import GenerationRequest, RefusalKind
-from app.domain.lifecycle import AttemptState, Status
 from app.domain.policy import Policy
+from app.domain.state import AttemptState, Status
 from app.services import news
 from app.services.job_queries import lost_attempts, unwanted
 from app.services.job_records import JOBS

@@ -17,8 +17,8 @@ from app.core.counters import SharedCounters
 from app.domain.errors import ProviderThrottled
 from app.domain.events import NotFound, OutcomeUnknown, Started
 from app.domain.generation import GenerationRequest, MediaClient, Started as Bought
-from app.domain.lifecycle import AttemptState, Stage
 from app.domain.policy import Policy
+from app.domain.state import AttemptState, Stage
 from app.services.callback_urls import callback_url
 from app.services.job_service import delete_job
 from app.services.ledger import Ledger

@@ -17,8 +17,8 @@ from uuid_utils.compat import uuid7
 from app.domain import journal
 from app.domain.events import Event
 from app.domain.generation import Failure, GenerationRequest
-from app.domain.lifecycle import Attempt, AttemptState, JobState
 from app.domain.policy import Policy
+from app.domain.state import Attempt, AttemptState, JobState
 from app.services import job_service, news
 from app.services.job_records import (
     ASSETS,

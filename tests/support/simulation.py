@@ -33,16 +33,9 @@ from app.domain.events import (
     Stored,
 )
 from app.domain.generation import Failure, Phase, RefusalKind
-from app.domain.lifecycle import (
-    Attempt,
-    AttemptState,
-    JobState,
-    Stage,
-    Status,
-    decide,
-    new_job,
-)
+from app.domain.lifecycle import decide
 from app.domain.policy import Policy
+from app.domain.state import Attempt, AttemptState, JobState, Stage, Status, new_job
 from app.services.job_records import Claim
 from app.services.news import Told
 from tests.support.jobs import JobTable
