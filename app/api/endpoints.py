@@ -38,7 +38,8 @@ from app.runtime import Runtime
 from app.services import job_queries, job_service
 from app.services.job_queries import JobFilter, JobRecord
 from app.services.job_records import PRIORITIES
-from app.services.job_service import Change, NewJob
+from app.services.job_service import Change
+from app.services.submission import NewJob
 from app.services.translation import CommonRequest
 
 router = APIRouter()

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from app.core.breaker import BreakerState
 from app.services.job_queries import JobRecord
-from app.services.job_service import NewJob
+from app.services.submission import NewJob
 
 MEDIA_PREFIX = "/media/"
 

@@ -20,10 +20,11 @@ from app.core.database import DISCONNECTED, is_disconnect
 from app.domain.errors import NotFound, Unavailable
 from app.domain.policy import Policy
 from app.domain.state import JobState
-from app.services import file_locks, job_queries, job_service, news
+from app.services import file_locks, job_queries, job_service, news, submission
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
-from app.services.job_service import Change, NewJob, Outcome
+from app.services.job_service import Change, Outcome
+from app.services.submission import NewJob
 from app.services.news import Hint, Told
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
@@ -176,7 +177,7 @@ class Ledger:
 
     async def _submit_once(self, jobs: Sequence[NewJob]) -> dict[UUID, datetime]:
         async with self.transaction() as conn:
-            return await job_service.submit(conn, jobs)
+            return await submission.submit(conn, jobs)
 
     async def _change(self, changes: Sequence[Change]) -> Sequence[Outcome | Exception]:
         # A silent connection must not hold everybody's lane; changes may be repeated.

@@ -28,7 +28,7 @@ from app.domain.generation import Failure, RefusalKind
 from app.domain.policy import Policy
 from app.domain.lifecycle import IllegalEvent
 from app.domain.state import AttemptState, Stage, Status
-from app.services import job_service
+from app.services import job_service, submission
 from app.services.job_records import JOBS
 from app.services.job_service import Change, Hold
 from tests.support.jobs import (
@@ -109,7 +109,7 @@ async def test_submit_tells_when_each_job_was_born(
     first, second = new_job(), new_job()
     await jobs.submit(first)
     async with engine.begin() as conn:
-        born = await job_service.submit(conn, [first, second])
+        born = await submission.submit(conn, [first, second])
 
     assert born == {
         job.id: (await jobs.row(job.id)).created_at for job in (first, second)

@@ -19,7 +19,7 @@ from app.domain.events import Event
 from app.domain.generation import Failure, GenerationRequest
 from app.domain.policy import Policy
 from app.domain.state import Attempt, AttemptState, JobState
-from app.services import job_service, news
+from app.services import job_service, news, submission
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -30,7 +30,8 @@ from app.services.job_records import (
     StoredOutput,
     read_state,
 )
-from app.services.job_service import Change, Hold, NewJob, Outcome
+from app.services.job_service import Change, Hold, Outcome
+from app.services.submission import NewJob
 from app.services.news import Hint, Told
 
 LEASE = timedelta(seconds=30)
@@ -82,7 +83,7 @@ class JobTable:
         """Accept the jobs, one of its own making when none is given; give their ids."""
         accepted = jobs or (new_job(),)
         async with self.engine.begin() as conn:
-            await job_service.submit(conn, accepted)
+            await submission.submit(conn, accepted)
         return [job.id for job in accepted]
 
     async def claim(
