@@ -6,6 +6,7 @@ fail are logged by the logger `app.database` (see `telemetry`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -215,6 +216,8 @@ def _log_statements(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _fail(context: Any) -> None:
+        if isinstance(context.original_exception, asyncio.CancelledError):
+            return  # nobody waits for it any more: a process that ends, a caller who left
         log.error(
             "statement.failed",
             statement=(context.statement or "connect")[:500],
