@@ -30,13 +30,7 @@ def main() -> int:
         seed = random.SystemRandom().randrange(10**6)
     # First of all: whatever happens now can be had again.
     print(f"seed {seed}", flush=True)
-    seeds = range(seed, seed + options.runs)
-    with ThreadPoolExecutor(options.at_once) as pool:
-        runs = [
-            pool.submit(_in_folder, options, one, _one_run(options, one))
-            for one in seeds
-        ]
-        results = [run.result() for run in runs]
+    results = _all_runs(options, range(seed, seed + options.runs))
     lost = []
     for number in range(0, options.lost_answers, BATCH):
         count = min(BATCH, options.lost_answers - number)
@@ -48,6 +42,18 @@ def main() -> int:
         date = datetime.now(UTC).date().isoformat()
         options.write.write_text(report.page(command, date, results, lost))
     return 0 if all(one.is_proved for one in (*results, *lost)) else 1
+
+
+def _all_runs(options: argparse.Namespace, seeds: Sequence[int]) -> list[Result]:
+    def one(seed: int) -> Result:
+        return _in_folder(options, seed, _one_run(options, seed))
+
+    if options.at_once == 1:
+        return [
+            one(seed) for seed in seeds
+        ]  # in the main thread: Ctrl-C ends it at once
+    with ThreadPoolExecutor(options.at_once) as pool:
+        return list(pool.map(one, seeds))
 
 
 def _told(words: Sequence[str]) -> list[str]:
