@@ -118,6 +118,11 @@ class Ledger:
             # Among equal purchases another attempt has just become the owner.
             return Told()
 
+    async def postpone(self, handles: Sequence[str], *, calm: timedelta) -> None:
+        """Put off looks of jobs whose predictions were seen running: see `news.postpone`."""
+        async with _within(CLAIM_PATIENCE), self.reading() as conn:
+            await news.postpone(conn, handles, calm=calm)
+
     async def wake(self, handles: Sequence[str]) -> list[UUID]:
         """Make the jobs of these predictions due now: see `news.wake`."""
         async with _within(CLAIM_PATIENCE), self.transaction() as conn:

@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     Executable,
+    Interval,
     Row,
     Text,
     Uuid,
@@ -140,6 +141,25 @@ _WAKE_NEXT = (
     .values(due_at=func.now())
     .returning(JOBS.c.id)
 )
+_calm = (
+    select(JOBS.c.id)
+    .join(ATTEMPTS, ATTEMPTS.c.job_id == JOBS.c.id)
+    .where(ATTEMPTS.c.handle == func.any(_HANDLES))
+    .where(ATTEMPTS.c.state == literal_column("'running'"))
+    .where(JOBS.c.stage == Stage.GENERATING.value)
+    .where(JOBS.c.claim_token.is_(None), JOBS.c.has_news.is_(False))
+    .where(JOBS.c.is_cancel_requested.is_(False))
+    .where(JOBS.c.due_at < func.now() + bindparam("soon", type_=Interval()))
+    .where(JOBS.c.deadline_at > func.now() + bindparam("calm", type_=Interval()))
+    .order_by(JOBS.c.id)
+    .with_for_update(of=JOBS, skip_locked=True)
+    .cte("calm")
+)
+_POSTPONE = (
+    update(JOBS)
+    .where(JOBS.c.id == _calm.c.id, RELAXED)
+    .values(due_at=func.now() + bindparam("calm", type_=Interval()))
+)
 _RIVALS = select(ATTEMPTS.c.fingerprint).where(
     ATTEMPTS.c.state == literal_column("'sent'"),
     ATTEMPTS.c.fingerprint
@@ -171,6 +191,20 @@ async def wake(conn: AsyncConnection, handles: Sequence[str]) -> list[UUID]:
         return []
     woken = await conn.execute(_WAKE_SLEEPERS, {"handles": list(handles)})
     return list(woken.scalars())
+
+
+async def postpone(
+    conn: AsyncConnection, handles: Sequence[str], *, calm: timedelta
+) -> None:
+    """Put off looks of jobs whose predictions were just seen running.
+
+    Leaves alone whoever is looked at, told of, cancelled, or near the deadline.  Does not
+    commit.
+    """
+    if handles:
+        await conn.execute(
+            _POSTPONE, {"handles": list(handles), "calm": calm, "soon": calm / 2}
+        )
 
 
 async def wake_next(conn: AsyncConnection, *, limit: int) -> list[UUID]:

@@ -32,6 +32,8 @@ ROUND = timedelta(milliseconds=500)
 ROUND_WITH_WEBHOOKS = timedelta(seconds=5)
 SHARE = 0.5  # of the account's requests the sweep may use
 LONGEST_REST = timedelta(seconds=30)
+FEW = 200  # jobs in flight that may look by themselves: it brings their progress, too
+CALM = timedelta(seconds=60)
 
 
 @dataclass(slots=True)
@@ -115,6 +117,10 @@ class ListSweep:
             woken = await self._ledger.wake(over) if over else []
             walk.woken += len(woken)
             self._tell(woken)
+            if walk.wanted > FEW:
+                # Their own looks would be more requests than the account has.
+                seen = [handle for handle in ours if handle not in over]
+                await self._ledger.postpone(seen, calm=CALM)
             if walk.is_done:
                 break
         self._counters.add("swept_pages", walk.pages)

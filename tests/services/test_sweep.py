@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 from app.core.counters import SharedCounters
 from app.domain.durations import EARLIER, Durations
 from app.domain.errors import ProviderThrottled, ProviderUnavailable
-from app.domain.events import Started
+from app.domain.events import CancelRequested, Started
 from app.domain.generation import Phase, Prediction
 from app.domain.policy import Policy
+from app.services import sweep as sweep_module
 from app.services.ledger import Ledger
 from app.services.reconciler import SKEW
 from app.services.sweep import LONGEST_REST, ROUND, ROUND_WITH_WEBHOOKS, ListSweep
@@ -264,3 +265,33 @@ async def test_without_the_list_jobs_are_looked_at_in_turn(bench: Bench) -> None
 
     assert bench.desk.offered == ids, "one a round: the budget lets no more"
     assert min(rests) >= ROUND
+
+
+async def test_with_many_in_flight_those_seen_running_need_no_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "FEW", 3)
+    ids = await bench.running(4)
+    bench.show({"h-0": Phase.RUNNING, "h-1": Phase.RUNNING, "h-2": Phase.SUCCEEDED})
+    await bench.jobs.tell(ids[1], CancelRequested())
+    before = [(await bench.jobs.row(one)).due_at for one in ids]
+
+    await bench.sweep().perform()
+
+    after = [(await bench.jobs.row(one)).due_at for one in ids]
+    assert after[0] - before[0] > timedelta(seconds=40)
+    assert (after[1], after[3]) == (before[1], before[3]), "cancelled; not seen"
+    assert after[2] < before[2], "over"
+    await bench.sweep().perform()
+    again = (await bench.jobs.row(ids[0])).due_at
+    assert again == after[0], "put off once in a while, not with each page"
+
+
+async def test_few_in_flight_look_by_themselves(bench: Bench) -> None:
+    (job_id,) = await bench.running(1)
+    bench.show({"h-0": Phase.RUNNING})
+    before = await bench.jobs.snapshot(job_id)
+
+    await bench.sweep().perform()
+
+    assert await bench.jobs.snapshot(job_id) == before
