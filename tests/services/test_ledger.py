@@ -18,12 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.database import open_engine
 from app.domain.errors import LostClaim, NotFound, Unavailable
-from app.domain.events import CancelRequested, Started
+from app.domain.events import CancelRequested, Refused, Started
+from app.domain.generation import RefusalKind
 from app.domain.policy import Policy
+from app.domain.state import JobState
 from app.services.job_records import Claim
 from app.services.job_service import Change, Hold
 from app.services.ledger import Ledger
-from tests.support.jobs import JobTable, new_job
+from tests.support.jobs import FAILURE, JobTable, new_job
 from tests.support.tcp_proxy import TcpProxy
 
 MANY = 150
@@ -280,3 +282,32 @@ async def test_without_the_database_claims_and_renewals_say_so(
         await wired.claim(ids, starts=2)
     with pytest.raises(Unavailable):
         await wired.renew([claim])
+
+
+# ---------------------------------------------------------------------------------- ends
+
+
+async def test_every_end_of_a_job_is_told_once_wherever_it_comes(
+    jobs: JobTable,
+) -> None:
+    ended: list[JobState] = []
+    ledger = Ledger(jobs.engine, Policy(), on_end=ended.append)
+    cancelled, late, refused = await jobs.submit(new_job(), new_job(), new_job())
+    await jobs.expire(late)
+
+    await ledger.change(Change(cancelled, CancelRequested()))
+    await ledger.change(Change(cancelled, CancelRequested()))
+    assert await ledger.claim([late], starts=1) == []
+    assert await ledger.claim([late], starts=1) == []
+    (claim,) = await ledger.claim([refused], starts=1)
+    permanent = Refused(RefusalKind.PERMANENT, FAILURE)
+    await ledger.change(Change(refused, permanent, Hold.RELEASE, claim.token))
+
+    told = [
+        (state.status.value, state.failure and state.failure.code) for state in ended
+    ]
+    assert told == [
+        ("cancelled", None),
+        ("failed", "deadline_exceeded"),
+        ("failed", FAILURE.code),
+    ]
