@@ -290,16 +290,14 @@ def test_a_slow_worker_wakes_up_after_its_lease(bench: Callable[..., Any]) -> No
         slow = b.stack.worker
         wait_for(slow.is_frozen, within=20, what="the worker sleeps")
         (handle,) = b.bought()
-        assert b.left().attempts == [("sent", None)]
+        # Nothing was written by it; the provider's webhook may have told already.
+        assert b.left().attempts in ([("sent", None)], [("running", handle)])
 
         second = b.stack.another_worker()
         second.set(MEDIAGEN_CRASH_AT="")
         second.start()
         wait_for(lambda: "worker.ready" in second.said(), within=20, what="the second")
-        # What keepalives do to the session of a leader whose host is gone.
-        b.rows.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
-        )
+        # It led; PostgreSQL ends the session of a leader that falls silent.
         done = b.finish()
         slow.thaw()
         # By the token, at its settle or already when it renews its lease.
