@@ -156,6 +156,7 @@ class Service:
             "PROVIDER_CREATES_PER_MINUTE": UNLIMITED,
             "PROVIDER_REQUESTS_PER_MINUTE": UNLIMITED,
             "LOG_DIR": "",
+            "LOG_FORMAT": "json",  # as in the image
             **({"PUBLIC_BASE_URL": self.url} if callbacks else {}),
             **settings,
         }

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 import structlog
 
 DATABASE_LOGGER = "app.database"
@@ -64,7 +65,7 @@ def configure_logging(
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    as_json = structlog.processors.JSONRenderer()
+    as_json = structlog.processors.JSONRenderer(serializer=_to_json)
     to_screen: Any = as_json
     if log_format == "console":
         to_screen = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
@@ -113,6 +114,12 @@ def _redacted(key: object, value: Any) -> Any:
             return [_redacted(None, item) for item in value]
         case _:
             return value
+
+
+def _to_json(event: Mapping[str, Any], **options: Any) -> str:
+    """Write one line: a fifth of a worker's time under load went into lines."""
+    text = orjson.dumps(event, default=options.get("default", repr))
+    return text.decode()
 
 
 def _formatter(shared: Sequence[Any], renderer: Any) -> logging.Formatter:
