@@ -289,9 +289,8 @@ def _answer_known(hint: Hint, row: Row[Any] | None) -> Told | Exception | None:
     if row.handle == hint.handle:
         return Told()
     if row.is_being_bought and not hint.is_over:
-        return (
-            Told()
-        )  # should the answer be lost, there are the list and the end to tell
+        # Should the answer be lost, there are the list and the end to tell.
+        return Told()
     return None
 
 
