@@ -39,12 +39,12 @@ from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_store import MediaStore, open_media_store
-from app.services.webhook_inbox import MEMORY, WebhookInbox
-from app.services.webhook_signatures import SignatureCheck, SigningSecret
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
 from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
+from app.services.webhook_inbox import MEMORY, WebhookInbox
+from app.services.webhook_signatures import SignatureCheck, SigningSecret
 
 log = structlog.get_logger("app.runtime")
 

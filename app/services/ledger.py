@@ -24,8 +24,8 @@ from app.services import file_locks, job_queries, job_service, news, submission
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
 from app.services.job_service import Change, Outcome
-from app.services.submission import NewJob
 from app.services.news import Hint, Told
+from app.services.submission import NewJob
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
 CLAIM_PATIENCE = timedelta(seconds=5)
