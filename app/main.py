@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import __version__
 from app.api import callbacks, endpoints, media, ops, problems
+from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
@@ -114,6 +115,7 @@ def _describe_bodies(app: FastAPI) -> None:
                 schema = model.model_json_schema(ref_template=REF)
                 known |= schema.pop("$defs", {})
                 known[model.__name__] = schema
+            document["components"]["securitySchemes"] = SECURITY_SCHEMES
             _drop_foreign_errors(document)
             app.openapi_schema = document
         return app.openapi_schema

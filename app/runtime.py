@@ -34,6 +34,7 @@ from app.domain.policy import Policy, RetryPolicy
 from app.domain.state import JobState
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
+from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
@@ -72,6 +73,7 @@ class Runtime:
     breaker: CircuitBreaker
     health: HealthChecks
     inbox: WebhookInbox
+    gatekeeper: Gatekeeper
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -176,6 +178,11 @@ async def open_runtime(
         ledger = Ledger(
             database, policy_of(settings), on_end=partial(_count_end, counters)
         )
+        admin_key = settings.admin_api_key
+        gatekeeper = Gatekeeper(
+            demands_keys=settings.demands_keys,
+            admin_key=admin_key.get_secret_value() if admin_key else None,
+        )
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
@@ -206,6 +213,7 @@ async def open_runtime(
                 signatures=SignatureCheck(secret),
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
+            gatekeeper=gatekeeper,
         )
 
 

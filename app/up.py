@@ -183,6 +183,9 @@ class _Supervisor:
             self._env["STORAGE_PATH"] = str(self._data_dir / "media")
         if not self._settings.knows("LOG_DIR"):
             self._env["LOG_DIR"] = str(self._logs)
+        if not (self._settings["AUTH_REQUIRED"] or self._settings["ADMIN_API_KEY"]):
+            # Loopback only, and nobody could have a key yet.
+            self._env["AUTH_REQUIRED"] = "false"
         self._env["PORT"] = str(self._port)
         sandbox_port = None
         if self._settings["REPLICATE_API_TOKEN"] is None:

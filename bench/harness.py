@@ -150,6 +150,7 @@ class Service:
             "DATABASE_URL": self._database,
             "REDIS_URL": self._broker,
             "REPLICATE_API_TOKEN": "r8_bench",
+            "AUTH_REQUIRED": "false",
             "REPLICATE_API_BASE_URL": f"http://127.0.0.1:{self.provider_port}/v1",
             "OUTPUT_HOSTS": f"127.0.0.1:{self.provider_port}",
             "STORAGE_PATH": str(self.media),

@@ -42,6 +42,7 @@ NOWHERE = {
     "REDIS_URL": "redis://127.0.0.1:9/0",
     "REPLICATE_API_TOKEN": "r8_for_tests_only",
     "REPLICATE_API_BASE_URL": "http://127.0.0.1:9/v1",
+    "AUTH_REQUIRED": "false",
     "LOG_DIR": "",
 }
 
@@ -201,6 +202,7 @@ def _test_settings(folder: Path) -> dict[str, Any]:
     return {
         "replicate_api_token": "r8_for_tests_only",
         "replicate_api_base_url": "http://127.0.0.1:9/v1",
+        "auth_required": False,
         "storage_path": folder / "media",
         "log_dir": folder / "logs",
         "log_format": "json",

@@ -24,11 +24,13 @@ from app.api.deps import (
     runtime_of,
     write_cursor,
 )
+from app.api.guard import GuardedRoute, needs
 from app.api.views import etag_of, job_body, newborn_body, respond
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
 from app.core.crashpoints import Point, reach
 from app.core.stopping import pause
+from app.domain.access import Scope
 from app.domain.errors import Conflict
 from app.domain.events import CancelRequested
 from app.domain.generation import GenerationRequest
@@ -42,7 +44,7 @@ from app.services.job_service import Change
 from app.services.submission import NewJob
 from app.services.translation import CommonRequest
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 LONGEST_WAIT = 60.0
 FIRST_POLL = 0.1
@@ -93,6 +95,7 @@ _BODY = {
     tags=["jobs"],
     summary="Submit a job",
 )
+@needs(Scope.GENERATE)
 async def generate(request: Request) -> Response:
     """Accept a job: it is stored before this answers, and will be looked after from then on."""
     runtime = runtime_of(request)
@@ -155,6 +158,7 @@ async def _accept(runtime: Runtime, job: NewJob) -> Response:
     tags=["jobs"],
     summary="Read a job",
 )
+@needs(Scope.READ)
 async def status(
     request: Request,
     job_id: str,
@@ -227,6 +231,7 @@ def _mentions(header: str, etag: str) -> bool:
     tags=["jobs"],
     summary="List jobs",
 )
+@needs(Scope.READ)
 async def jobs(
     request: Request,
     status: Annotated[schemas.StatusWord | None, Query()] = None,
@@ -292,6 +297,7 @@ def _storable(moment: datetime | None) -> datetime | None:
     tags=["jobs"],
     summary="Cancel a job",
 )
+@needs(Scope.GENERATE)
 async def cancel(request: Request, job_id: str) -> Response:
     """Ask for the end of a job.  A finished job stays as it is.
 
@@ -315,6 +321,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     tags=["jobs"],
     summary="Run a finished job again",
 )
+@needs(Scope.GENERATE)
 async def retry(request: Request, job_id: str) -> Response:
     """Submit a new job with the same effective input; the old one stays as it is."""
     runtime = runtime_of(request)
@@ -346,6 +353,7 @@ async def retry(request: Request, job_id: str) -> Response:
     tags=["jobs"],
     summary="Delete a finished job",
 )
+@needs(Scope.GENERATE)
 async def delete(request: Request, job_id: str) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
     runtime = runtime_of(request)
@@ -369,6 +377,7 @@ async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
     tags=["models"],
     summary="List models",
 )
+@needs(Scope.READ)
 async def models(request: Request) -> Response:
     """List the models known here with their inputs.  Others work too, by name."""
     runtime = runtime_of(request)

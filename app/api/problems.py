@@ -30,8 +30,13 @@ TYPE_PREFIX = "urn:mediagen:problem:"
 TABLE: Sequence[tuple[type[errors.ServiceError], int, str]] = (
     (errors.ModelNotFound, 404, "Unknown model"),
     (errors.InvalidRequest, 422, "Invalid request"),
+    (errors.Unauthorized, 401, "Who are you?"),
+    (errors.Forbidden, 403, "Not allowed"),
+    (errors.BudgetExceeded, 402, "Over budget"),
     (errors.NotFound, 404, "Not found"),
+    (errors.InProgress, 409, "Still being accepted"),
     (errors.Conflict, 409, "Not possible in this state"),
+    (errors.OverLimit, 429, "Too much at once"),
     (errors.Unavailable, 503, "Temporarily unavailable"),
     (errors.ServiceError, 500, "Internal error"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Never, TypeVar
@@ -28,10 +29,14 @@ from sqlalchemy.exc import ArgumentError
 from app.core.signing import signing_key
 
 CONFIGURATION_ERROR = 2  # exit code
+SHORTEST_SECRET = 24  # characters
 
 _REMEDIES = {
     "database_url": "set it to postgresql://user:password@host:5432/database",
     "redis_url": "set it to redis://host:6379/0",
+    "admin_api_key": "make one with: openssl rand -hex 32",
+    "metrics_token": "make one with: openssl rand -hex 32",
+    "media_signing_keys": "make each with: openssl rand -hex 32",
     "replicate_webhook_secret": "set it to the account's whsec_…, or to nothing to have it "
     "fetched",
     "replicate_api_token": "create one at replicate.com/account/api-tokens, or run "
@@ -49,6 +54,9 @@ def _split_list(value: object) -> object:
 
 
 WordList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+
+
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
 
 
 class DatabaseSettings(BaseSettings):
@@ -165,6 +173,51 @@ class Settings(DatabaseSettings):
         (), description="origins browsers may call from; * for any"
     )
 
+    # Whose job, whose money.
+    auth_required: bool | None = Field(
+        None, description="demand an API key; unset: yes, unless DEBUG"
+    )
+    admin_api_key: SecretStr | None = Field(
+        None, description="a key that may do everything, to make the others with"
+    )
+    metrics_token: SecretStr | None = Field(
+        None, description="may read /metrics and the detailed health, and no more"
+    )
+    media_signing_keys: SecretList = Field(
+        (),
+        description="sign links to private files: the first one signs, all are believed;"
+        " unset: derived from REPLICATE_API_TOKEN",
+    )
+    media_link_seconds: int = Field(
+        3600,
+        ge=60,
+        le=7 * 86_400,
+        description="how long a link to a private file works at least",
+    )
+    price_file: Path | None = Field(
+        None, description="TOML with prices that win over the built-in ones"
+    )
+    budget_job_usd: Decimal | None = Field(
+        None, ge=0, description="what one job may cost at worst"
+    )
+    budget_day_usd: Decimal | None = Field(
+        None, ge=0, description="what all jobs of a UTC day together may cost"
+    )
+    budget_month_usd: Decimal | None = Field(
+        None, ge=0, description="what all jobs of a UTC month together may cost"
+    )
+    max_pending_jobs: int = Field(
+        100_000, ge=1, description="jobs that may wait to start; more are refused"
+    )
+    max_upload_bytes: int = Field(
+        20 * 1024 * 1024, ge=1024, description="largest picture taken as an input"
+    )
+    outbound_hosts: WordList = Field(
+        (),
+        description="host:port that inputs and webhook_url may name although it is plain"
+        " http or not public",
+    )
+
     @field_validator("log_dir", mode="before")
     @classmethod
     def _empty_means_stdout_only(cls, value: object) -> object:
@@ -219,6 +272,25 @@ class Settings(DatabaseSettings):
         if not value.get_secret_value().strip():
             raise ValueError("must not be empty")
         return value
+
+    @field_validator("admin_api_key", "metrics_token")
+    @classmethod
+    def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < SHORTEST_SECRET:
+            raise ValueError(f"must have at least {SHORTEST_SECRET} characters")
+        return value
+
+    @field_validator("media_signing_keys")
+    @classmethod
+    def _are_long(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(one.get_secret_value()) < SHORTEST_SECRET for one in value):
+            raise ValueError(f"must have at least {SHORTEST_SECRET} characters each")
+        return value
+
+    @property
+    def demands_keys(self) -> bool:
+        """Tell whether callers must bring an API key."""
+        return not self.debug if self.auth_required is None else self.auth_required
 
     @property
     def effective_storage_url(self) -> str:

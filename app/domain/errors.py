@@ -3,8 +3,14 @@
     ServiceError
     ├── InvalidRequest            the caller can mend it: names the field and the remedy
     │   └── ModelNotFound         no such model at the provider
+    │   └── KeyReused             the Idempotency-Key belongs to another request
+    ├── Unauthorized              no key, or not a valid one
+    ├── Forbidden                 the key's scopes or limits do not allow it
+    ├── BudgetExceeded            it would cost more than is left, or nobody knows what
     ├── NotFound                  no such job or file
     ├── Conflict                  the job is not in a state that allows the verb
+    │   └── InProgress            the first request with this Idempotency-Key is being accepted
+    ├── OverLimit                 too much at once: wait and try again
     ├── LostClaim                 another worker has the job now; change nothing
     ├── Unavailable               a part we need did not answer; try again later
     │   ├── ProviderUnavailable   the provider did not answer, or not sensibly
@@ -22,6 +28,7 @@ Expected outcomes of a purchase are values, not exceptions: see `generation.Crea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 
@@ -55,6 +62,52 @@ class ModelNotFound(InvalidRequest):
         super().__init__(message, field="model")
 
 
+class KeyReused(InvalidRequest):
+    """An Idempotency-Key was sent before, with another request."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="Idempotency-Key")
+
+
+class Unauthorized(ServiceError):
+    """The request has no key, or one that is unknown, expired or revoked."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ServiceError):
+    """The key is valid, and does not allow this."""
+
+    code = "forbidden"
+
+    def __init__(
+        self, message: str, *, field: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        if code is not None:
+            self.code = code
+
+
+class BudgetExceeded(ServiceError):
+    """The job would cost more than a budget has left, or its price is unknown.
+
+    `facts` say which budget, and what is left, in plain values.
+    """
+
+    code = "budget_exceeded"
+
+    def __init__(
+        self, message: str, facts: Mapping[str, str], *, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.facts = facts
+        if code is not None:
+            self.code = code
+
+
 class NotFound(ServiceError):
     """There is no such job or file."""
 
@@ -65,6 +118,29 @@ class Conflict(ServiceError):
     """The job's present status does not allow the verb."""
 
     code = "conflict"
+
+
+class InProgress(Conflict):
+    """The first request with this Idempotency-Key is still being accepted."""
+
+    code = "idempotency_in_progress"
+    retryable = True
+    retry_after = timedelta(seconds=1)
+
+
+class OverLimit(ServiceError):
+    """A limit of the key is reached: the same request may be let through later."""
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after: timedelta, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
 
 
 class LostClaim(ServiceError):
@@ -79,9 +155,17 @@ class Unavailable(ServiceError):
     code = "service_unavailable"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: timedelta | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        if code is not None:
+            self.code = code
 
 
 class ProviderUnavailable(Unavailable):

@@ -1,9 +1,9 @@
-"""The tables: Job, Attempt, Asset, JobEvent.
+"""The tables of jobs: Job, Attempt, Asset, JobEvent.
 
-The one description of the schema; migrations are generated from it and hot paths use its
-Core tables.  The laws of `domain/lifecycle.py` that a row can break are CHECKs here.
-Status words and other small vocabularies are text with a CHECK: adding a word is a cheap
-migration, and psql shows it as it is.
+With `models/account.py` the one description of the schema; migrations are generated from it
+and hot paths use its Core tables.  The laws of `domain/lifecycle.py` that a row can break are
+CHECKs here.  Status words and other small vocabularies are text with a CHECK: adding a word is
+a cheap migration, and psql shows it as it is.
 """
 
 from __future__ import annotations
@@ -59,13 +59,20 @@ class Job(Base):
 
     `due_at` is queue order, retry delay, next look and lease at once; whoever holds
     `claim_token` is looking now.  `has_news`: the provider was heard to be done since that
-    look began.  `input` is exactly what goes to the provider.
+    look began.  `input` is exactly what goes to the provider; `uploads` names the uploads
+    behind its links, by input.  `reserved_usd` is what the job held of the budgets when it was
+    accepted, NULL when its price was unknown.
     """
 
     __tablename__ = "jobs"
 
     id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
     version: Mapped[int] = mapped_column(Integer)
+
+    owner: Mapped[str] = mapped_column(Text, server_default=text("'default'"))
+    key_id: Mapped[UUID | None] = mapped_column(Uuid)
+    is_public: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+    reserved_usd: Mapped[Decimal | None] = mapped_column(Numeric(14, 6))
 
     status: Mapped[str] = mapped_column(String(16))
     stage: Mapped[str | None] = mapped_column(String(16))
@@ -78,6 +85,7 @@ class Job(Base):
     model: Mapped[str] = mapped_column(Text)
     prompt: Mapped[str] = mapped_column(Text)
     input: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    uploads: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     num_outputs: Mapped[int] = mapped_column(SmallInteger)
     priority: Mapped[int] = mapped_column(SmallInteger)
     webhook_url: Mapped[str | None] = mapped_column(Text)
@@ -130,7 +138,8 @@ class Job(Base):
         # The watcher: jobs under way that somebody must look at, and the queue.
         Index("ix_jobs_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
         Index(
-            "ix_jobs_queue",
+            "ix_jobs_turns",
+            "owner",
             text("priority DESC"),
             "due_at",
             postgresql_where=text("status = 'pending'"),
@@ -138,6 +147,7 @@ class Job(Base):
         # Listing by keyset: ids are UUIDv7, so the primary key is newest first already.
         Index("ix_jobs_status_id", "status", text("id DESC")),
         Index("ix_jobs_model_id", "model", text("id DESC")),
+        Index("ix_jobs_owner_id", "owner", text("id DESC")),
     )
 
 

@@ -69,6 +69,7 @@ async def shared(
         database_url=SecretStr(database_server.url_of(name)),
         redis_url=SecretStr(valkey.url),
         replicate_api_token=SecretStr(TOKEN),
+        auth_required=False,
         storage_path=folder / "media",
         log_dir=folder / "logs",
         log_format="json",

@@ -175,6 +175,7 @@ def _settings(
     settings = {
         "REDIS_URL": _through(wires["broker"], broker_url),
         "REPLICATE_API_TOKEN": "r8_for_tests_only",
+        "AUTH_REQUIRED": "false",
         "REPLICATE_API_BASE_URL": f"http://{provider}/v1",
         "OUTPUT_HOSTS": provider,
         "STORAGE_PATH": str(folder / "media"),
