@@ -16,8 +16,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from app.api.bodies import read_body
 from app.api.deps import runtime_of
-from app.api.middleware import read_body
 from app.api.problems import problem
 from app.services.callback_urls import CALLBACK_PATH, TOKEN
 from app.services.webhook_inbox import RETRY_AFTER, Receipt, Reception

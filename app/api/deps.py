@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.api.middleware import read_body
+from app.api.bodies import read_body
 from app.api.problems import BadParameter, InvalidBody
 from app.core.patience import within
 from app.domain.errors import Unavailable

@@ -9,16 +9,11 @@ import re
 import time
 
 import structlog
-from fastapi import Request
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from app.runtime import Runtime
 
-BODY_LIMIT = 256 * 1024
 # Labels of metrics: what a caller can invent must not become one.
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 UNMATCHED = "unmatched"
@@ -111,29 +106,3 @@ def _template(scope: Scope) -> str:
     own = path_format.format(**scope["path_params"])
     prefix = path.removesuffix(own) if path.endswith(own) else ""
     return f"{prefix}{path_format}"
-
-
-def _declared_length(headers: Headers) -> int:
-    text = headers.get("content-length", "")
-    return int(text) if text.isdigit() and len(text) < 20 else 0
-
-
-async def read_body(request: Request, *, limit: int = BODY_LIMIT) -> bytes:
-    """Read the body, whatever its header said about the length, up to the limit in bytes.
-
-    Past it the answer is 413; 400 for a body that breaks off.
-    """
-    too_large = HTTPException(413, f"The body must be at most {limit} bytes.")
-    chunks: list[bytes] = []
-    size = 0
-    if _declared_length(request.headers) > limit:
-        raise too_large
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise too_large
-            chunks.append(chunk)
-    except ClientDisconnect as error:
-        raise HTTPException(400, "The body did not arrive whole.") from error
-    return b"".join(chunks)

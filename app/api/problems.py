@@ -45,8 +45,11 @@ _CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
+    414: "address_too_long",
     415: "unsupported_media_type",
+    431: "headers_too_large",
 }
 
 
@@ -173,6 +176,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         code=_CODES.get(error.status_code, "http_error"),
         title=HTTPStatus(error.status_code).phrase,
         detail=str(error.detail),
+        retryable=error.status_code == 408,
     )
     response.headers.update(error.headers or {})
     return response

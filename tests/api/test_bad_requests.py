@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.api.middleware import BODY_LIMIT
+from app.api.bodies import BODY_LIMIT
 from sandbox.runner import Sandbox
 from tests.api.served import FLUX, Api, check_problem
 
