@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,25 +11,29 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 
 from app import __version__
-from app.api import callbacks, endpoints, media, ops, problems
+from app.api import callbacks, documentation, endpoints, media, ops, problems
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
+from app.api.safe_headers import safe_headers
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
 from app.models import schemas
 from app.runtime import open_runtime, settle_memory
 
+if sys.platform != "win32":  # where the server has its fast parser
+    from app.api.connection import bound_connections
+
 log = structlog.get_logger("app.main")
 
 STATIC = Path(__file__).parent / "static"
 
 REF = "#/components/schemas/{model}"
+REF_PROBLEM = REF.format(model="Problem")
 
 DESCRIPTION = """
 One POST makes a picture, one GET tells how it stands.
@@ -52,14 +57,18 @@ def create_app(settings: Settings) -> FastAPI:
         )
         async with open_runtime(settings) as runtime:
             app.state.runtime = runtime
+            if sys.platform != "win32":
+                bound_connections()
             settle_memory()
             log.info("api.ready", version=__version__)
             with told_by_signals(runtime.stopping):
                 yield
         log.info("api.stopped")
 
-    app = FastAPIOffline(  # /docs and /redoc from our own files, no CDN
-        static_url="/docs-files",
+    app = FastAPIOffline(  # its files instead of a CDN; the pages are ours
+        docs_url=None,
+        redoc_url=None,
+        static_url=documentation.FILES,
         title=settings.project_name,
         version=__version__,
         description=DESCRIPTION.format(prefix=settings.api_v1_prefix),
@@ -72,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(ops.metrics_router)
     app.include_router(media.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_api_route("/", _welcome, include_in_schema=False)
+    app.include_router(documentation.router)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -81,15 +90,10 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, headers=safe_headers(settings.public_base_url))
     problems.install(app)
     _describe_bodies(app)
     return app
-
-
-async def _welcome() -> RedirectResponse:
-    """Lead a visitor to the documentation."""
-    return RedirectResponse("/docs")
 
 
 def _drop_foreign_errors(document: dict[str, Any]) -> None:
@@ -101,6 +105,22 @@ def _drop_foreign_errors(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _describe_limits(document: dict[str, Any]) -> None:
+    """Add the refusals that any route may answer with, before it is asked."""
+    problem = {"application/problem+json": {"schema": {"$ref": REF_PROBLEM}}}
+    always = {"414": "The address is too long.", "431": "The headers are too large."}
+    with_body = {
+        "408": "The body arrived too slowly.",
+        "413": "The body is too large.",
+    }
+    for route in document["paths"].values():
+        for operation in route.values():
+            texts = always | (with_body if "requestBody" in operation else {})
+            for code, text in texts.items():
+                described = {"description": text, "content": problem}
+                operation["responses"].setdefault(code, described)
 
 
 def _describe_bodies(app: FastAPI) -> None:
@@ -117,6 +137,7 @@ def _describe_bodies(app: FastAPI) -> None:
                 known[model.__name__] = schema
             document["components"]["securitySchemes"] = SECURITY_SCHEMES
             _drop_foreign_errors(document)
+            _describe_limits(document)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -1,4 +1,4 @@
-"""What happens around every request: an id, a size limit, a count, a goodbye when stopping.
+"""What happens around every request: an id, limits, safe headers, a count, a goodbye.
 
 Plain ASGI: the wrappers that come with the framework cost more than our whole handler.
 """
@@ -7,24 +7,48 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final
 
 import structlog
+from fastapi import Request
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
+from app.api.bodies import Arrival
+from app.api.problems import on_crash, on_http_error
+from app.api.safe_headers import RawHeaders, missing
 from app.runtime import Runtime
+
+# What one request may carry besides its body.
+ADDRESS_LIMIT: Final = 8 * 1024  # bytes of path and query
+HEADERS_LIMIT: Final = 32 * 1024  # bytes of names and values together
+MOST_HEADERS: Final = 100
+
+# A body that no route asked for: waited for before the answer, and swallowed after it, so
+# that a client in the middle of sending can still read what it is told.
+_SMALL_BODY: Final = 64 * 1024
+_SMALL_WAIT: Final = timedelta(milliseconds=100)
+_LINGER_BYTES: Final = 1024 * 1024
+_LINGER: Final = timedelta(seconds=2)
 
 # Labels of metrics: what a caller can invent must not become one.
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 UNMATCHED = "unmatched"
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
+_CLOSE: Final = (b"connection", b"close")
+_GOODBYE: Final[Mapping[str, str]] = {"Connection": "close"}
+
 
 class Envelope:
-    """Wraps the app: request id in and out, bodies bounded, requests counted by route."""
+    """Wraps the app: id in and out, requests bounded, answers made safe, counted by route."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, headers: RawHeaders) -> None:
         self._app = app
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,24 +59,27 @@ class Envelope:
         scope["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        status = 500
-
-        async def tell(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                ours = [(b"x-request-id", request_id.encode())]
-                if _is_stopping(scope):
-                    # Nobody else may come by this connection: it is about to be closed,
-                    # and an open one would hold the end up.
-                    ours.append((b"connection", b"close"))
-                message["headers"] = [*message["headers"], *ours]
-            await send(message)
-
+        ours = [(b"x-request-id", request_id.encode()), *self._headers]
+        answer = _Answer(scope, send, ours, _arrival(scope, receive))
         try:
-            await self._app(scope, receive, tell)
+            await self._serve(scope, answer)
         finally:
-            self._count(scope, status, time.perf_counter() - began)
+            self._count(scope, answer.status, time.perf_counter() - began)
+
+    async def _serve(self, scope: Scope, answer: _Answer) -> None:
+        refusal = _refusal(scope)
+        receive = answer.receive
+        if refusal is not None:
+            response = await on_http_error(Request(scope), refusal)
+            await response(scope, receive, answer.send)
+            return
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception as error:
+            response = await on_crash(Request(scope), error)
+            if answer.has_begun:
+                raise
+            await response(scope, receive, answer.send)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         runtime = _runtime_of(scope)
@@ -67,6 +94,86 @@ class Envelope:
         counters.observe("http_request_seconds", seconds, method=method, route=route)
 
 
+class _Answer:
+    """An answer on its way out, and the body it may leave unread."""
+
+    def __init__(
+        self, scope: Scope, send: Send, ours: RawHeaders, arrival: Arrival
+    ) -> None:
+        self._scope = scope
+        self._send = send
+        self._ours = ours
+        self._arrival = arrival
+        self.receive = arrival.receive_next if arrival.is_whole else arrival.receive
+        self.status = 500
+        self.has_begun = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; the first one with our headers, the last one with care."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            await self._begin(message)
+            return
+        arrival = self._arrival
+        is_last = not message.get("more_body", False)
+        if is_last and not arrival.is_whole:
+            # The server closes with this answer.  Closing on somebody who still sends takes
+            # the answer away from them (RFC 9112, section 9.6): they get a moment.
+            await self._send({**message, "more_body": True})
+            await arrival.take_in(_LINGER_BYTES, _LINGER)
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        arrival = self._arrival
+        if not arrival.is_whole and _is_small(self._scope):
+            await arrival.take_in(_SMALL_BODY, _SMALL_WAIT)
+        ours = self._ours
+        if not arrival.is_whole or _is_stopping(self._scope):
+            # Nobody else may come by this connection: it is about to be closed, and an open
+            # one would hold the end up.  HTTP/2 has no such header.
+            if self._scope["http_version"].startswith("1"):
+                ours = [*ours, _CLOSE]
+        there = message.get("headers", ())
+        self.has_begun = True
+        await self._send({**message, "headers": [*there, *missing(ours, there)]})
+
+
+def _arrival(scope: Scope, receive: Receive) -> Arrival:
+    """Watch the body, where there is one."""
+    has_none = not any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+    return Arrival(receive, is_whole=has_none)
+
+
+def _is_small(scope: Scope) -> bool:
+    """Tell whether the body is short by its own word, and on its way without being asked."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"")
+    is_short = length.isdigit() and len(length) < 20 and int(length) <= _SMALL_BODY
+    return is_short and b"expect" not in headers
+
+
+def _refusal(scope: Scope) -> HTTPException | None:
+    """Say what is too large about a request, its body apart."""
+    if len(scope.get("raw_path", b"")) + len(scope["query_string"]) > ADDRESS_LIMIT:
+        return HTTPException(
+            414, f"Path and query must be at most {ADDRESS_LIMIT} bytes.", _GOODBYE
+        )
+    headers = scope["headers"]
+    if len(headers) > MOST_HEADERS:
+        return HTTPException(
+            431, f"There must be at most {MOST_HEADERS} headers.", _GOODBYE
+        )
+    if sum(len(name) + len(value) for name, value in headers) > HEADERS_LIMIT:
+        return HTTPException(
+            431, f"The headers must be at most {HEADERS_LIMIT} bytes.", _GOODBYE
+        )
+    return None
+
+
 def _runtime_of(scope: Scope) -> Runtime | None:
     """Give the parts of this process, once they are there."""
     found: Runtime | None = None
@@ -76,11 +183,9 @@ def _runtime_of(scope: Scope) -> Runtime | None:
 
 
 def _is_stopping(scope: Scope) -> bool:
-    """Tell whether to part with this client; HTTP/2 has no such header."""
+    """Tell whether to part with every client."""
     runtime = _runtime_of(scope)
-    if runtime is None or not scope["http_version"].startswith("1"):
-        return False
-    return runtime.stopping.is_set()
+    return runtime is not None and runtime.stopping.is_set()
 
 
 def _request_id(scope: Scope) -> str:

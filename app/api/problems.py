@@ -84,22 +84,16 @@ def problem(
     retry_after: timedelta | None = None,
 ) -> Response:
     """Make the problem response.  `fields` are (pointer, what is wrong) pairs."""
-    body: dict[str, Any] = {
-        "type": TYPE_PREFIX + code,
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "instance": request.url.path,
-        "code": code,
-        "retryable": retryable,
-        "request_id": request.scope.get("request_id", ""),
-        "error": {
-            "message": detail,
-            "type": "server_error" if status >= 500 else "invalid_request_error",
-            "param": param,
-            "code": code,
-        },
-    }
+    body = document(
+        status,
+        code=code,
+        title=title,
+        detail=detail,
+        retryable=retryable,
+        param=param,
+        instance=request.url.path,
+        request_id=request.scope.get("request_id", ""),
+    )
     if fields:
         body["errors"] = [{"pointer": at, "detail": text} for at, text in fields]
     headers = {"Cache-Control": "no-store"}
@@ -108,12 +102,41 @@ def problem(
     return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
 
 
+def document(
+    status: int,
+    *,
+    code: str,
+    title: str,
+    detail: str,
+    instance: str,
+    request_id: str,
+    retryable: bool = False,
+    param: str | None = None,
+) -> dict[str, Any]:
+    """Give the body of a problem, in plain values for orjson."""
+    return {
+        "type": TYPE_PREFIX + code,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+        "code": code,
+        "retryable": retryable,
+        "request_id": request_id,
+        "error": {
+            "message": detail,
+            "type": "server_error" if status >= 500 else "invalid_request_error",
+            "param": param,
+            "code": code,
+        },
+    }
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the app with a problem document."""
     app.add_exception_handler(errors.ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_crash)
+    app.add_exception_handler(HTTPException, on_http_error)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
@@ -168,7 +191,8 @@ async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
     )
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Answer what the framework, or a limit, refuses."""
     assert isinstance(error, HTTPException)
     response = problem(
         request,
@@ -182,9 +206,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _on_crash(request: Request, error: Exception) -> Response:
+async def on_crash(request: Request, error: Exception) -> Response:
+    """Write a mistake of ours down, and say no more than that there was one."""
     log.error("request.crashed", exc_info=error, path=request.url.path)
-    response = problem(
+    return problem(
         request,
         500,
         code="internal_error",
@@ -192,6 +217,3 @@ async def _on_crash(request: Request, error: Exception) -> Response:
         detail="Something went wrong on our side; the request id finds it in the logs.",
         retryable=True,
     )
-    # This handler runs outside of `Envelope`, which would have added it.
-    response.headers["X-Request-ID"] = request.scope.get("request_id", "")
-    return response

@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
+from app.api.connection import BoundedConnection
 from app.core.config import Settings, get_settings
 from app.models import schemas
 from app.runtime import WorkerRuntime, open_worker
@@ -105,6 +106,7 @@ class Contract:
     async def check(self, response: httpx.Response) -> None:
         """Fail for an answer that is not as documented."""
         assert response.headers.get_list("x-request-id"), response
+        check_safe(response)
         path, method = response.request.url.path, response.request.method
         template = self._template(path)
         if template is not None:
@@ -141,6 +143,21 @@ class Contract:
             if re.fullmatch(pattern, path):
                 return str(template)
         return None
+
+
+def check_safe(response: httpx.Response) -> None:
+    """Fail for an answer a browser could do something odd with."""
+    headers = response.headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+    assert "cross-origin-resource-policy" in headers
+    assert "permissions-policy" in headers
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["content-security-policy"].startswith("default-src 'none';")
+    for name in set(headers) - {"set-cookie", "vary"}:
+        assert len(headers.get_list(name)) == 1, name
 
 
 def check_problem(response: httpx.Response) -> StrictProblem:
@@ -243,18 +260,27 @@ def _logging_as_before() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def served(settings: Settings) -> AsyncIterator[Api]:
+async def served(
+    settings: Settings, connection: type[BoundedConnection] = BoundedConnection
+) -> AsyncIterator[Api]:
     """Serve the application on a free port, as `uvicorn app.main:app` would."""
     with _logging_as_before():
-        async with _served(settings) as api:
+        async with _served(settings, connection) as api:
             yield api
 
 
 @asynccontextmanager
-async def _served(settings: Settings) -> AsyncIterator[Api]:
+async def _served(
+    settings: Settings, connection: type[BoundedConnection]
+) -> AsyncIterator[Api]:
     app = create_app(settings)
     config = uvicorn.Config(
-        app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1
+        app,
+        port=0,
+        http=connection,
+        log_config=None,
+        lifespan="on",
+        timeout_graceful_shutdown=1,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve())
