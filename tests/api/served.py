@@ -118,6 +118,9 @@ class Contract:
                 )
         await response.aread()
         kind = response.headers.get("content-type", "")
+        if method == "HEAD":
+            assert response.content == b""
+            return
         if kind.startswith("application/problem+json"):
             check_problem(response)
             return
