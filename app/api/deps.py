@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from fastapi import Path, Query, Request
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.api.bodies import read_body
@@ -18,6 +19,29 @@ from app.core.patience import within
 from app.domain.errors import Unavailable
 from app.runtime import Runtime
 from app.services.ledger import PATIENCE
+
+# What we accept is checked by ourselves, with words of our own; these describe it.
+JobId = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
+Cursor = Annotated[
+    str | None,
+    Query(
+        max_length=64,
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{22}$"},
+        description="`next_cursor` of the page before.",
+    ),
+]
+
+
+def _written_out(given: object) -> object:
+    """Refuse a bare number: nobody can tell whether it counts seconds or milliseconds."""
+    if isinstance(given, str) and not re.match(r"\d{4}-\d\d-\d\d", given, re.ASCII):
+        raise ValueError("must be a moment such as 2026-11-23T20:00:00Z")
+    return given
+
+
+Moment = Annotated[datetime, BeforeValidator(_written_out)]
+
+_CURSOR = re.compile(r"[\w-]{22}", re.ASCII)
 
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
@@ -82,11 +106,10 @@ def read_cursor(text: str | None) -> UUID | None:
     """Read a cursor back; raise `BadParameter` for one we never gave."""
     if text is None:
         return None
-    try:
-        return UUID(bytes=base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (ValueError, binascii.Error):
+    if not _CURSOR.fullmatch(text):
         raise BadParameter(
             "cursor must be a next_cursor of an earlier answer.",
             field="cursor",
             code="invalid_cursor",
-        ) from None
+        )
+    return UUID(bytes=base64.urlsafe_b64decode(text + "=="))

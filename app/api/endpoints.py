@@ -17,6 +17,9 @@ from fastapi.responses import Response
 from uuid_utils.compat import uuid7
 
 from app.api.deps import (
+    Cursor,
+    JobId,
+    Moment,
     parse_body,
     parse_job_id,
     promptly,
@@ -161,7 +164,7 @@ async def _accept(runtime: Runtime, job: NewJob) -> Response:
 @needs(Scope.READ)
 async def status(
     request: Request,
-    job_id: str,
+    job_id: JobId,
     wait: Annotated[
         float,
         Query(
@@ -239,9 +242,9 @@ async def jobs(
     q: Annotated[
         str | None, Query(max_length=200, description="Part of the prompt.")
     ] = None,
-    created_after: Annotated[datetime | None, Query()] = None,
-    created_before: Annotated[datetime | None, Query()] = None,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    created_after: Annotated[Moment | None, Query()] = None,
+    created_before: Annotated[Moment | None, Query()] = None,
+    cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List jobs, newest first.  The cursor is stable while jobs come and go."""
@@ -298,7 +301,7 @@ def _storable(moment: datetime | None) -> datetime | None:
     summary="Cancel a job",
 )
 @needs(Scope.GENERATE)
-async def cancel(request: Request, job_id: str) -> Response:
+async def cancel(request: Request, job_id: JobId) -> Response:
     """Ask for the end of a job.  A finished job stays as it is.
 
     A job that was not sent yet is cancelled at once; one under way as soon as the provider
@@ -322,7 +325,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     summary="Run a finished job again",
 )
 @needs(Scope.GENERATE)
-async def retry(request: Request, job_id: str) -> Response:
+async def retry(request: Request, job_id: JobId) -> Response:
     """Submit a new job with the same effective input; the old one stays as it is."""
     runtime = runtime_of(request)
     old = (await runtime.ledger.read(parse_job_id(job_id))).row
@@ -354,7 +357,7 @@ async def retry(request: Request, job_id: str) -> Response:
     summary="Delete a finished job",
 )
 @needs(Scope.GENERATE)
-async def delete(request: Request, job_id: str) -> Response:
+async def delete(request: Request, job_id: JobId) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
     runtime = runtime_of(request)
     key = parse_job_id(job_id)

@@ -128,15 +128,22 @@ class GenerateRequest(_Body):
     negative_prompt: Annotated[str, AfterValidator(_storable)] | None = Field(
         None, max_length=10_000, description="What it should not show."
     )
-    width: int | None = Field(None, ge=16, le=8192, description="Pixels.")
-    height: int | None = Field(None, ge=16, le=8192, description="Pixels.")
+    # Strict: "512" and 512.0 are no integers, as the schema says.
+    width: int | None = Field(None, ge=16, le=8192, strict=True, description="Pixels.")
+    height: int | None = Field(None, ge=16, le=8192, strict=True, description="Pixels.")
     aspect_ratio: (
         Annotated[str, StringConstraints(max_length=32), AfterValidator(_storable)]
         | None
     ) = Field(None, description="Such as `16:9`.")
-    num_outputs: int = Field(1, ge=1, le=16, description="How many pictures.")
+    num_outputs: int = Field(
+        1, ge=1, le=16, strict=True, description="How many pictures."
+    )
     seed: int | None = Field(
-        None, ge=0, le=2**63 - 1, description="Same seed, same input: same picture."
+        None,
+        ge=0,
+        le=2**63 - 1,
+        strict=True,
+        description="Same seed, same input: same picture.",
     )
     output_format: Literal["png", "jpg", "jpeg", "webp", "avif"] | None = Field(
         None, description="File format, where the model lets one choose."
