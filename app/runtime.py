@@ -37,6 +37,7 @@ from app.domain.state import JobState
 from app.services.backlog import Backlog
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
+from app.services.forgetting import ForgetSubmissions
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
 from app.services.job_runner import JobRunner
@@ -279,6 +280,7 @@ def _duties(
         ),
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
         EndOutOfTime(ledger, engine),
+        ForgetSubmissions(ledger),
     )
 
 
