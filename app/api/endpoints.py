@@ -25,7 +25,7 @@ from app.api.deps import (
     write_cursor,
 )
 from app.api.guard import GuardedRoute, needs
-from app.api.views import etag_of, job_body, newborn_body, respond
+from app.api.views import etag_of, job_body, model_body, newborn_body, respond
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
 from app.core.crashpoints import Point, reach
@@ -381,18 +381,9 @@ async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
 async def models(request: Request) -> Response:
     """List the models known here with their inputs.  Others work too, by name."""
     runtime = runtime_of(request)
+    today = datetime.now(UTC).date()
     items = [
-        {
-            "name": model.name,
-            "description": model.description,
-            "version": model.version,
-            "input_schema": model.input_schema,
-            "price_per_output_usd": (
-                model.price_per_output_usd
-                if runtime.settings.buys_from_replicate
-                else None
-            ),
-        }
+        model_body(model, runtime.prices.price_of(model.name, today))
         for model in runtime.catalogue.list()
     ]
     return respond({"default": runtime.settings.default_model, "items": items})

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from app.domain.errors import Unavailable
 from app.domain.events import Progressed
 from app.domain.generation import GenerationRequest, Phase, Prediction
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.pricing import Basis, Price, PriceTable
 from app.domain.state import AttemptState, JobState, Stage, Status
 from app.runtime import open_worker
 from app.services.job_records import Claim
@@ -49,6 +50,7 @@ from tests.support.waiting import wait_for_async
 
 FLUX = "black-forest-labs/flux-schnell"
 PRICE = Decimal("0.003")
+PRICES = PriceTable([Price(FLUX, date(2020, 1, 1), Basis.IMAGE, PRICE)], "test")
 AT_ONCE = SandboxConfig(
     speed=0, pictures="plain", creates_per_minute=0, requests_per_minute=0
 )
@@ -223,7 +225,7 @@ async def tools(
                 counters=counters,
                 breaker=open_breaker(redis),
                 max_output_bytes=1_000_000,
-                price_of=lambda model: PRICE,
+                prices=PRICES,
                 reconciler=Reconciler(ledger, client),
                 durations=Durations(),
             )
@@ -255,6 +257,14 @@ class Case:
     outputs: int = 1
     asked: int = 1
     inputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What it costs: pictures that were made are paid for, whatever became of the files."""
+        if not self.purchases:
+            return None
+        was_made = self.code in ("output_invalid", "output_expired")
+        return PRICE * (self.asked if was_made else self.outputs)
 
 
 def failed(name: str, rule: Rule, code: str, retryable: bool, **expected: Any) -> Case:
@@ -374,7 +384,7 @@ async def test_what_becomes_of_a_job(bench: Bench, case: Case) -> None:
     assert [asset.index for asset in assets] == list(range(case.outputs))
     assert all((bench.folder / asset.key).is_file() for asset in assets)
     row = await bench.jobs.row(job_id)
-    assert row.cost_usd == (PRICE * case.outputs if case.outputs else None)
+    assert row.cost_usd == case.cost
     assert len(await bench.jobs.attempts(job_id)) == case.attempts
     assert bench.sandbox.app[BOOK].purchases.repeated() == case.purchases - min(
         case.purchases, 1
