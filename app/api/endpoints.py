@@ -148,7 +148,7 @@ async def _accept(runtime: Runtime, job: NewJob) -> Response:
         "Retry-After": "1",
     }
     breaker = await runtime.breaker.state()
-    return respond(newborn_body(job, born, breaker), 202, headers)
+    return respond(newborn_body(job, born.at, breaker), 202, headers)
 
 
 @router.get(
