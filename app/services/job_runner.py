@@ -271,8 +271,8 @@ class JobRunner:
         """Fetch the picture; say that it is made, at the latest when the fetch takes long."""
         if not prediction.outputs:
             # What was made and removed is paid for; how many they were, nobody knows any more.
-            made = claim.num_outputs if prediction.data_removed else 0
-            cost = self._cost(claim, prediction, [None] * made)
+            removed = claim.num_outputs if prediction.data_removed else 0
+            cost = self._cost(claim, prediction, [None] * removed)
             return _Result(_nothing_made(prediction), cost_usd=cost)
         self._learn(claim, prediction)
         learned = time.monotonic()
