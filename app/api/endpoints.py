@@ -32,7 +32,7 @@ from app.api.intake import (
     plain_values,
     replayed,
 )
-from app.api.views import etag_of, job_body, respond
+from app.api.views import etag_of, job_body, model_body, respond
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
 from app.core.stopping import pause
@@ -411,18 +411,9 @@ async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
 async def models(request: Request) -> Response:
     """List the models known here with their inputs.  Others work too, by name."""
     runtime = runtime_of(request)
+    today = datetime.now(UTC).date()
     items = [
-        {
-            "name": model.name,
-            "description": model.description,
-            "version": model.version,
-            "input_schema": model.input_schema,
-            "price_per_output_usd": (
-                model.price_per_output_usd
-                if runtime.settings.buys_from_replicate
-                else None
-            ),
-        }
+        model_body(model, runtime.prices.price_of(model.name, today))
         for model in runtime.catalogue.list()
     ]
     return respond({"default": runtime.settings.default_model, "items": items})

@@ -134,13 +134,14 @@ class PriceTable:
         model: str,
         day: date,
         *,
-        pixels: Sequence[int],
+        pixels: Sequence[int | None],
         predict_seconds: float | None,
     ) -> Decimal | None:
         """Say what one prediction cost; None when nobody knows.
 
-        `pixels` is width times height of each output that came, none for a prediction that
-        failed; `predict_seconds` is how long the hardware was busy, 0 if it never started.
+        `pixels` is width times height of each output that was made, None where it is not known
+        yet, empty for a prediction that failed; `predict_seconds` is how long the hardware was
+        busy, 0 if it never started.
         """
         price = self.price_of(model, day)
         if price is None:
@@ -149,7 +150,10 @@ class PriceTable:
             case Basis.IMAGE:
                 return _round(price.usd * len(pixels))
             case Basis.MEGAPIXEL:
-                return _round(price.usd * sum(pixels) / MEGAPIXEL)
+                known = [one for one in pixels if one is not None]
+                if len(known) < len(pixels):
+                    return None
+                return _round(price.usd * sum(known) / MEGAPIXEL)
             case Basis.SECOND:
                 if predict_seconds is None or not 0 <= predict_seconds <= _LONGEST:
                     return None

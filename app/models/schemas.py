@@ -7,7 +7,7 @@ silently ignored when it costs money.
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -278,6 +278,14 @@ class JobPage(_Body):
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page.")
 
 
+class Price(_Body):
+    """What a model costs: `usd` for each image, megapixel, or second of hardware."""
+
+    basis: Literal["image", "megapixel", "second"]
+    usd: str
+    since: date = Field(description="The UTC day from which the price holds.")
+
+
 class Model(_Body):
     """A model the service knows."""
 
@@ -287,7 +295,10 @@ class Model(_Body):
     input_schema: dict[str, Any] = Field(
         description="JSON Schema of the model's inputs."
     )
-    price_per_output_usd: str | None = Field(description="Null when unknown.")
+    price_per_output_usd: str | None = Field(
+        description="Null when unknown, or not by the image."
+    )
+    price: Price | None = Field(description="Today's; null when unknown.")
 
 
 class ModelList(_Body):

@@ -124,6 +124,17 @@ def test_pixels_cost_their_share_of_a_megapixel() -> None:
     assert actual == Decimal("0.010486"), "rounded up to the ledger's last place"
 
 
+def test_pictures_nobody_has_seen_yet_cost_nobody_knows_what_by_the_pixel() -> None:
+    def cost(basis: Basis, *pixels: int | None) -> Decimal | None:
+        table = a_table(basis, "1", "4")
+        return table.actual(MODEL, DAY, pixels=pixels, predict_seconds=1.0)
+
+    assert cost(Basis.MEGAPIXEL, 10**6, None) is None
+    assert cost(Basis.MEGAPIXEL) == 0
+    assert cost(Basis.IMAGE, 10**6, None) == 2
+    assert cost(Basis.SECOND, None) == 1
+
+
 def test_pixels_of_unknown_number_cost_nobody_knows_what() -> None:
     assert worst(a_table(Basis.MEGAPIXEL)) is None
 
