@@ -26,6 +26,7 @@ from app.core.counters import SharedCounters
 from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
+from app.core.links import LinkSigner, derived_key
 from app.core.queue import Bell, publisher_app
 from app.core.recall import Recall
 from app.domain.durations import Durations
@@ -39,6 +40,7 @@ from app.services.health import HealthChecks
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_breaker, open_media_client
+from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
@@ -68,6 +70,7 @@ class Runtime:
     client: MediaClient
     catalogue: Catalogue
     store: MediaStore
+    links: MediaLinks
     counters: SharedCounters
     throttle: Throttle
     breaker: CircuitBreaker
@@ -101,6 +104,18 @@ def policy_of(settings: Settings) -> Policy:
         max_retries=settings.max_retries, base=settings.retry_backoff_base
     )
     return Policy(retry=retry)
+
+
+def links_of(settings: Settings) -> MediaLinks:
+    """Give what makes and checks the addresses of files; the same in every process."""
+    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
+    if not keys:
+        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
+    return MediaLinks(
+        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
+        public_base_url=settings.public_base_url,
+        is_guarded=settings.demands_keys,
+    )
 
 
 def _prices(settings: Settings) -> Mapping[str, Decimal]:
@@ -197,6 +212,7 @@ async def open_runtime(
             client=client,
             catalogue=catalogue,
             store=store,
+            links=links_of(settings),
             counters=counters,
             throttle=throttle,
             breaker=breaker,
