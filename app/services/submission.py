@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.database import arrays, unnest
 from app.domain import journal
+from app.domain.access import DEFAULT_OWNER
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Stage, Status
 from app.services.job_records import EVENTS, JOBS
@@ -34,6 +35,9 @@ class NewJob:
     request_id: str | None = None
     retry_of: UUID | None = None
     warnings: tuple[str, ...] = ()
+    owner: str = DEFAULT_OWNER
+    key_id: UUID | None = None
+    is_public: bool = True
 
 
 _NEW_COLUMNS = (
@@ -49,6 +53,9 @@ _NEW_COLUMNS = (
     "request_id",
     "retry_of",
     "warnings",
+    "owner",
+    "key_id",
+    "is_public",
 )
 _new = unnest(JOBS, _NEW_COLUMNS, alias="new")
 _INSERT_JOBS = (
@@ -116,6 +123,9 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
             "request_id": job.request_id,
             "retry_of": job.retry_of,
             "warnings": list(job.warnings),
+            "owner": job.owner,
+            "key_id": job.key_id,
+            "is_public": job.is_public,
         }
         for job in jobs
     ]
