@@ -23,7 +23,7 @@ from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
 from app.models import schemas
-from app.runtime import open_runtime, settle_memory
+from app.runtime import open_runtime, prices_of, settle_memory
 
 if sys.platform != "win32":  # where the server has its fast parser
     from app.api.connection import bound_connections
@@ -46,6 +46,9 @@ One POST makes a picture, one GET tells how it stands.
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the API.  Its parts are opened when it starts serving, and closed after."""
+    prices_of(
+        settings
+    )  # a wrong file is told here: the server would make a traceback of it
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

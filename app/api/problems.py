@@ -7,7 +7,7 @@ or token gets out: messages are ours, and what is not ours is "internal error".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
@@ -82,6 +82,7 @@ def problem(
     param: str | None = None,
     fields: Sequence[tuple[str, str]] = (),
     retry_after: timedelta | None = None,
+    budget: Mapping[str, str] | None = None,
 ) -> Response:
     """Make the problem response.  `fields` are (pointer, what is wrong) pairs."""
     body = document(
@@ -94,6 +95,8 @@ def problem(
         instance=request.url.path,
         request_id=request.scope.get("request_id", ""),
     )
+    if budget is not None:
+        body["budget"] = budget
     if fields:
         body["errors"] = [{"pointer": at, "detail": text} for at, text in fields]
     headers = {"Cache-Control": "no-store"}
@@ -162,6 +165,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         param=field,
         fields=_fields_of(error),
         retry_after=retry_after,
+        budget=error.facts if isinstance(error, errors.BudgetExceeded) else None,
     )
 
 

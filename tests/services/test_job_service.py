@@ -29,6 +29,7 @@ from app.domain.policy import Policy
 from app.domain.lifecycle import IllegalEvent
 from app.domain.state import AttemptState, Stage, Status
 from app.services import job_service, submission
+from app.services.submission import Birth
 from app.services.job_records import JOBS
 from app.services.job_service import Change, Hold
 from tests.support.jobs import (
@@ -111,9 +112,9 @@ async def test_submit_tells_when_each_job_was_born(
     async with engine.begin() as conn:
         born = await submission.submit(conn, [first, second])
 
-    assert born == {
-        job.id: (await jobs.row(job.id)).created_at for job in (first, second)
-    }
+    assert born == [
+        Birth(job.id, (await jobs.row(job.id)).created_at) for job in (first, second)
+    ]
 
 
 # -------------------------------------------------------------------------------- claim
@@ -810,8 +811,7 @@ async def test_deleting_removes_every_row_and_tells_which_files_are_orphans(
     await jobs.settle(claim, Stored(2), outputs=outputs)
 
     async with engine.begin() as conn:
-        keys = await job_service.keys_of(conn, job_id)
-        await job_service.delete_job(conn, job_id)
+        keys = await job_service.delete_job(conn, job_id, realm=None)
         orphans = await job_service.orphans_among(conn, keys)
 
     assert sorted(keys) == [f"ab/{shared}.png", f"cd/{own}.png"]
@@ -827,7 +827,7 @@ async def test_a_live_job_cannot_be_deleted(
 
     with pytest.raises(Conflict, match="cancel it first"):
         async with engine.begin() as conn:
-            await job_service.delete_job(conn, job_id)
+            await job_service.delete_job(conn, job_id, realm=None)
 
     assert (await jobs.row(job_id)).status == "pending"
 
@@ -835,7 +835,7 @@ async def test_a_live_job_cannot_be_deleted(
 async def test_deleting_an_unknown_job_says_so(engine: AsyncEngine) -> None:
     with pytest.raises(NotFound):
         async with engine.begin() as conn:
-            await job_service.delete_job(conn, uuid4())
+            await job_service.delete_job(conn, uuid4(), realm=None)
 
 
 # ------------------------------------------------------- laws the table keeps by itself
