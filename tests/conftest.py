@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.core.config import DatabaseSettings, Settings, get_settings
 from app.core.database import open_engine
 from app.embedded import Postgres, Valkey
+from tests.support import log_net
 from tests.support.jobs import JobTable
 from tests.support.servers import (
     FAST_AND_LOOSE,
@@ -53,7 +54,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Forget the developer's settings, before anything can read them.
 
     For this process and its children: a real token must never be near a test.  `app.main` makes
@@ -64,6 +65,7 @@ def pytest_configure() -> None:
     for kind in (DatabaseSettings, Settings):
         kind.model_config["env_file"] = None
     os.environ |= NOWHERE
+    config.pluginmanager.register(log_net)
     get_settings.cache_clear()
     get_settings()
     for name in NOWHERE:

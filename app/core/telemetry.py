@@ -32,6 +32,11 @@ _ROW = re.compile(
     r"(?m)(^\[parameters: |invalid input for query argument \$\d+: ).*$"
     r"|(DETAIL: )(?s:.*?)(?=\n\[SQL: |\n\nThe above exception |\n\nDuring handling |\Z)"
 )
+# Keys of ours, tokens and secrets of the provider, whatever text they got into.
+_DOOR = re.compile(
+    r"\b(?:mgs_[\w-]{32,}|r8_\w{20,}|whsec_[\w+/=-]{16,})"
+    r"|(?<=[Bb]earer )[\w.~+/=-]{16,}"
+)
 
 
 def configure_logging(
@@ -107,6 +112,8 @@ def _redacted(key: object, value: Any) -> Any:
         case str():
             if "?" in value:
                 value = _QUERY.sub(r"\1?[redacted]", value)
+            if "_" in value or "earer " in value:
+                value = _DOOR.sub("[redacted]", value)
             return _ROW.sub(r"\1\2[redacted]", value) if "\n" in value else value
         case dict():
             return {name: _redacted(name, item) for name, item in value.items()}

@@ -221,3 +221,29 @@ def test_an_ordinary_traceback_is_kept(configure: Configure, tmp_path: Path) -> 
 
     (line,) = lines(tmp_path / "api.log")
     assert line["exception"].endswith("KeyError: 'outputs'")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "mgs_Zm9vYmFyMDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3A",
+        "r8_Zm9vYmFyMDEyMzQ1Njc4OWFiY2Rl",
+        "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+        "Bearer Zm9vYmFyMDEyMzQ1Njc4OWFi",
+    ],
+)
+def test_a_secret_in_the_middle_of_a_text_is_blanked(
+    configure: Configure, tmp_path: Path, secret: str
+) -> None:
+    configure()
+
+    logging.getLogger("library").warning("sent %s, and was refused", secret)
+    structlog.get_logger("app.x").warning("x.failed", reason=f"no such key: {secret}!")
+    try:
+        raise RuntimeError(f"refused: {secret}")
+    except RuntimeError:
+        logging.getLogger("library").exception("it went wrong")
+
+    text = (tmp_path / "api.log").read_text()
+    assert secret.removeprefix("Bearer ") not in text
+    assert text.count("[redacted]") == 3
