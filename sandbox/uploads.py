@@ -47,7 +47,7 @@ class Upload:
             "etag": sha256[:32],
             "checksums": {
                 "sha256": sha256,
-                "md5": hashlib.md5(self.content).hexdigest(),
+                "md5": hashlib.md5(self.content, usedforsecurity=False).hexdigest(),
             },
             "metadata": self.metadata,
             "created_at": _stamp(self.created_at),
