@@ -13,12 +13,13 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
 from app import __version__
 from app.api import callbacks, documentation, endpoints, media, ops, problems
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
-from app.api.safe_headers import safe_headers
+from app.api.safe_headers import RawHeaders, safe_headers
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
@@ -93,10 +94,23 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(Envelope, headers=safe_headers(settings.public_base_url))
+    _wrap(app, safe_headers(settings.public_base_url))
     problems.install(app)
     _describe_bodies(app)
     return app
+
+
+def _wrap(app: FastAPI, headers: RawHeaders) -> None:
+    """Put the envelope around everything, the framework's answers to crashes included.
+
+    What is added as a middleware sits within those.
+    """
+    build = app.build_middleware_stack
+
+    def wrapped() -> ASGIApp:
+        return Envelope(build(), headers)
+
+    app.build_middleware_stack = wrapped  # type: ignore[method-assign]
 
 
 def _drop_foreign_errors(document: dict[str, Any]) -> None:

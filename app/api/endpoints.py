@@ -28,6 +28,7 @@ from app.api.deps import (
 )
 from app.api.guard import GuardedRoute, caller_of, needs
 from app.api.intake import (
+    ONCE_PATTERN,
     accept,
     estimate,
     new_job,
@@ -109,7 +110,7 @@ _ONCE = {
             "required": False,
             "description": "Any text of yours; a repeat with the same one makes no second"
             " job. Kept for 24 hours at least.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            "schema": {"type": "string", "pattern": ONCE_PATTERN},
         }
     ]
 }
@@ -146,7 +147,9 @@ async def generate(
     """
     runtime, caller = runtime_of(request), caller_of(request)
     wanted = await parse_body(request, schemas.GenerateRequest)
-    once = None if dry_run else once_of(request, "generate", plain_values(wanted))
+    once = once_of(request, "generate", plain_values(wanted))
+    if dry_run:
+        once = None  # read all the same: a wrong one is told
     if once and (repeat := await replayed(runtime, caller.owner, once)):
         return repeat
     prepared = await runtime.catalogue.prepare(

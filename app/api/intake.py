@@ -32,6 +32,8 @@ from app.services.submission import NewJob
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"', re.ASCII)
 _BARE = re.compile(r"[\x21\x23-\x7e]+", re.ASCII)
 _LONGEST_KEY = 255
+# The same for readers of the OpenAPI document, but for escapes.
+ONCE_PATTERN = r'^([!#-~]{1,255}|"[ !#-\[\]-~]{1,255}")$'
 _HEADER = "Idempotency-Key"
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from app.api.bodies import Arrival
-from app.api.problems import on_crash, on_http_error
+from app.api.problems import on_http_error
 from app.api.safe_headers import RawHeaders, missing
 from app.runtime import Runtime
 
@@ -61,25 +61,15 @@ class Envelope:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         ours = [(b"x-request-id", request_id.encode()), *self._headers]
         answer = _Answer(scope, send, ours, _arrival(scope, receive))
+        refusal = _refusal(scope)
         try:
-            await self._serve(scope, answer)
+            if refusal is None:
+                await self._app(scope, answer.receive, answer.send)
+            else:
+                response = await on_http_error(Request(scope), refusal)
+                await response(scope, answer.receive, answer.send)
         finally:
             self._count(scope, answer.status, time.perf_counter() - began)
-
-    async def _serve(self, scope: Scope, answer: _Answer) -> None:
-        refusal = _refusal(scope)
-        receive = answer.receive
-        if refusal is not None:
-            response = await on_http_error(Request(scope), refusal)
-            await response(scope, receive, answer.send)
-            return
-        try:
-            await self._app(scope, receive, answer.send)
-        except Exception as error:
-            response = await on_crash(Request(scope), error)
-            if answer.has_begun:
-                raise
-            await response(scope, receive, answer.send)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         runtime = _runtime_of(scope)
@@ -106,7 +96,6 @@ class _Answer:
         self._arrival = arrival
         self.receive = arrival.receive_next if arrival.is_whole else arrival.receive
         self.status = 500
-        self.has_begun = False
 
     async def send(self, message: Message) -> None:
         """Pass a message on; the first one with our headers, the last one with care."""
@@ -135,7 +124,6 @@ class _Answer:
             if self._scope["http_version"].startswith("1"):
                 ours = [*ours, _CLOSE]
         there = message.get("headers", ())
-        self.has_begun = True
         await self._send({**message, "headers": [*there, *missing(ours, there)]})
 
 

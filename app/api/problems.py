@@ -140,6 +140,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, _on_crash)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
@@ -210,8 +211,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def on_crash(request: Request, error: Exception) -> Response:
-    """Write a mistake of ours down, and say no more than that there was one."""
+async def _on_crash(request: Request, error: Exception) -> Response:
     log.error("request.crashed", exc_info=error, path=request.url.path)
     return problem(
         request,

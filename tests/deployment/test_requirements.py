@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,42 @@ def test_constraints_are_exact() -> None:
         assert [one.operator for one in requirement.specifier] == [
             "=="
         ], requirement.name
+
+
+def _needed(name: str, extras: frozenset[str]) -> set[tuple[str, frozenset[str]]]:
+    """Give what a distribution asks for, on this Python or on 3.11.0."""
+    found = set()
+    oldest = {"python_version": "3.11", "python_full_version": "3.11.0"}
+    places = [here | {"extra": one} for here in ({}, oldest) for one in {"", *extras}]
+    for text in metadata.distribution(name).requires or ():
+        asked = Requirement(text)
+        if asked.marker is None or any(asked.marker.evaluate(p) for p in places):
+            found.add((canonicalize_name(asked.name), frozenset(asked.extras)))
+    return found
+
+
+def test_what_is_pinned_is_what_is_needed_and_what_is_installed() -> None:
+    pinned = {
+        canonicalize_name(one.name): str(one.specifier).removeprefix("==")
+        for one, _ in requirements("constraints.txt")
+    }
+    todo = {
+        (canonicalize_name(one.name), frozenset(one.extras))
+        for name in ("runtime.txt", "local.txt", "dev.txt")
+        for one, _ in requirements(name)
+        if one.marker is None or one.marker.evaluate()
+    }
+    seen: set[tuple[str, frozenset[str]]] = set()
+    absent = set()
+    while todo - seen:
+        name, extras = min(todo - seen, key=str)
+        seen.add((name, extras))
+        try:
+            todo |= _needed(name, extras)
+        except metadata.PackageNotFoundError:
+            absent.add(name)  # for another Python than this one
+    needed = {name for name, _ in seen}
+
+    assert needed == set(pinned)
+    installed = {name: metadata.version(name) for name in needed - absent}
+    assert installed == {name: pinned[name] for name in needed - absent}
