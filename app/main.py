@@ -22,7 +22,7 @@ from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
 from app.models import schemas
-from app.runtime import open_runtime, settle_memory
+from app.runtime import open_runtime, prices_of, settle_memory
 
 log = structlog.get_logger("app.main")
 
@@ -41,6 +41,9 @@ One POST makes a picture, one GET tells how it stands.
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the API.  Its parts are opened when it starts serving, and closed after."""
+    prices_of(
+        settings
+    )  # a wrong file is told here: the server would make a traceback of it
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -9,11 +9,10 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from decimal import Decimal
 from functools import partial
 
 import structlog
@@ -21,7 +20,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.breaker import CircuitBreaker, GuardedBucket
-from app.core.config import Settings
+from app.core.config import Settings, refuse_to_start
 from app.core.counters import SharedCounters
 from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
@@ -29,12 +28,16 @@ from app.core.leasing import Leadership
 from app.core.links import LinkSigner, derived_key
 from app.core.queue import Bell, publisher_app
 from app.core.recall import Recall
+from app.domain.access import Budget
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.pricing import PriceTable
 from app.domain.state import JobState
+from app.services.backlog import Backlog
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
+from app.services.forgetting import ForgetSubmissions
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
 from app.services.job_runner import JobRunner
@@ -42,6 +45,7 @@ from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
+from app.services.prices import UnusablePrices, load_prices
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
@@ -77,6 +81,8 @@ class Runtime:
     health: HealthChecks
     inbox: WebhookInbox
     gatekeeper: Gatekeeper
+    backlog: Backlog
+    prices: PriceTable
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -118,15 +124,17 @@ def links_of(settings: Settings) -> MediaLinks:
     )
 
 
-def _prices(settings: Settings) -> Mapping[str, Decimal]:
-    """Give known prices per output; nothing is known of a provider that is not Replicate."""
-    if not settings.buys_from_replicate:
-        return {}
-    return {
-        name: Decimal(model.price_per_output_usd)
-        for name, model in load_bundled_models().items()
-        if model.price_per_output_usd is not None
-    }
+def prices_of(settings: Settings) -> PriceTable:
+    """Give the prices that apply; a wrong PRICE_FILE ends the process with one clear line.
+
+    Nothing is known of a provider that is not Replicate, unless the file says so.
+    """
+    if not settings.buys_from_replicate and settings.price_file is None:
+        return PriceTable((), "none")
+    try:
+        return load_prices(settings.price_file)
+    except UnusablePrices as error:
+        refuse_to_start("price_file", f"{error}: see docs/money.md")
 
 
 def _open_redis(settings: Settings) -> Redis:
@@ -160,6 +168,7 @@ async def open_runtime(
 
     Nothing is connected yet: a process starts, and says so in its health, whatever is down.
     """
+    prices = prices_of(settings)
     async with AsyncExitStack() as stack:
         database = open_engine(
             settings.database_url,
@@ -191,7 +200,14 @@ async def open_runtime(
         bell.start()
         stack.callback(bell.stop)
         ledger = Ledger(
-            database, policy_of(settings), on_end=partial(_count_end, counters)
+            database,
+            policy_of(settings),
+            on_end=partial(_count_end, counters),
+            budget=Budget(
+                settings.budget_job_usd,
+                settings.budget_day_usd,
+                settings.budget_month_usd,
+            ),
         )
         admin_key = settings.admin_api_key
         gatekeeper = Gatekeeper(
@@ -230,6 +246,8 @@ async def open_runtime(
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
             gatekeeper=gatekeeper,
+            backlog=Backlog(ledger, settings.max_pending_jobs),
+            prices=prices,
         )
 
 
@@ -281,6 +299,7 @@ def _duties(
         ),
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
         EndOutOfTime(ledger, engine),
+        ForgetSubmissions(ledger),
     )
 
 
@@ -297,7 +316,6 @@ async def open_worker(
         # (docs/adr/0006); the API's reads by key are better off with them.
         session={"plan_cache_mode": "force_custom_plan"},
     ) as base:
-        prices = _prices(settings)
         durations = Durations()
         reconciler = Reconciler(base.ledger, base.client)
         runner = JobRunner(
@@ -307,7 +325,7 @@ async def open_worker(
             counters=base.counters,
             breaker=base.breaker,
             max_output_bytes=settings.max_output_bytes,
-            price_of=lambda model: prices.get(model.partition(":")[0]),
+            prices=base.prices,
             reconciler=reconciler,
             durations=durations,
             callback_base_url=settings.callback_base_url,

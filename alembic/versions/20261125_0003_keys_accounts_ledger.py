@@ -54,6 +54,11 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_accounts")),
     )
+    # What all jobs together cost is booked here, whoever they are of.
+    op.execute(
+        "INSERT INTO accounts (name, day, month) VALUES"
+        " ('service', DATE '1970-01-01', DATE '1970-01-01')"
+    )
     op.create_table(
         "api_keys",
         sa.Column("id", sa.Uuid(), nullable=False),

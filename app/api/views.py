@@ -12,6 +12,8 @@ import orjson
 from fastapi.responses import Response
 
 from app.core.breaker import BreakerState
+from app.domain.generation import ModelDescription
+from app.domain.pricing import Basis, Price
 from app.services.job_queries import JobRecord
 from app.services.media_links import Addresses
 from app.services.submission import NewJob
@@ -123,6 +125,21 @@ def _body(
         "retry_of": None if row.retry_of is None else str(row.retry_of),
         "metadata": row.metadata,
         "version": row.version,
+    }
+
+
+def model_body(model: ModelDescription, price: Price | None) -> dict[str, Any]:
+    """Give a model as `schemas.Model` describes it."""
+    usd = None if price is None else f"{price.usd:f}"
+    by_image = price is not None and price.basis is Basis.IMAGE
+    return {
+        "name": model.name,
+        "description": model.description,
+        "version": model.version,
+        "input_schema": model.input_schema,
+        "price_per_output_usd": usd if by_image else None,
+        "price": price
+        and {"basis": price.basis.value, "usd": usd, "since": price.since},
     }
 
 

@@ -356,6 +356,15 @@ def _exit_with(error: ValidationError) -> Never:
     raise SystemExit(CONFIGURATION_ERROR)
 
 
+def refuse_to_start(name: str, text: str) -> Never:
+    """Say in one clear line on stderr what is wrong with a setting; end with exit code 2.
+
+    For what shows only when a setting is put to use.
+    """
+    print(f"{name.upper()} {text}", file=sys.stderr)
+    raise SystemExit(CONFIGURATION_ERROR)
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Load the process's settings once, from the environment and `.env`."""

@@ -94,6 +94,17 @@ class Prediction:
     completed_at: datetime | None = None
     predict_seconds: float | None = None
 
+    @property
+    def busy_seconds(self) -> float | None:
+        """Say how long the hardware worked on it, None when unknown: what is billed by time."""
+        if self.phase is Phase.ABORTED:
+            return 0.0
+        if self.predict_seconds is not None:
+            return self.predict_seconds
+        if self.started_at is None or self.completed_at is None:
+            return None
+        return (self.completed_at - self.started_at).total_seconds()
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -143,7 +154,6 @@ class ModelDescription:
     description: str
     version: str | None
     input_schema: Mapping[str, JSON]
-    price_per_output_usd: str | None = None
     labels: tuple[str, ...] = field(default=())
 
     @property

@@ -7,7 +7,7 @@ silently ignored when it costs money.
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -255,11 +255,51 @@ class Job(_Body):
     )
 
 
+class Cost(_Body):
+    """What a job may cost, in dollars."""
+
+    low_usd: Decimal = Field(description="The least a completed job costs.")
+    high_usd: Decimal = Field(description="The worst case; this is what is reserved.")
+
+
+class Queue(_Body):
+    """How long the wait may be."""
+
+    pending: int = Field(description="Jobs that wait to start.")
+    starts_within_seconds: float = Field(
+        description="At most, while the provider takes purchases as usual."
+    )
+    generates_in_seconds: float | None = Field(
+        description="What the model's latest pictures took; null when there are none."
+    )
+
+
+class Estimate(_Body):
+    """What `POST /generate` would do; nothing was accepted and nothing bought."""
+
+    model: str
+    parameters: dict[str, Any] = Field(
+        description="The model's input as it would be sent; a seed is chosen anew each time."
+    )
+    num_outputs: int
+    warnings: list[str]
+    cost: Cost | None = Field(description="Null when the model's price is unknown.")
+    queue: Queue
+
+
 class JobPage(_Body):
     """Jobs, newest first."""
 
     items: list[Job]
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page.")
+
+
+class Price(_Body):
+    """What a model costs: `usd` for each image, megapixel, or second of hardware."""
+
+    basis: Literal["image", "megapixel", "second"]
+    usd: str
+    since: date = Field(description="The UTC day from which the price holds.")
 
 
 class Model(_Body):
@@ -271,7 +311,10 @@ class Model(_Body):
     input_schema: dict[str, Any] = Field(
         description="JSON Schema of the model's inputs."
     )
-    price_per_output_usd: str | None = Field(description="Null when unknown.")
+    price_per_output_usd: str | None = Field(
+        description="Null when unknown, or not by the image."
+    )
+    price: Price | None = Field(description="Today's; null when unknown.")
 
 
 class ModelList(_Body):
@@ -305,6 +348,16 @@ class ErrorMember(_Body):
     type: str
     param: str | None
     code: str
+
+
+class BudgetProblem(_Body):
+    """Which budget a job does not fit into, and what is left of it."""
+
+    budget: Literal["key", "service"]
+    period: Literal["job", "day", "month"] | None = None
+    needed_usd: Decimal | None = None
+    limit_usd: Decimal | None = None
+    left_usd: Decimal | None = None
 
 
 class FieldProblem(_Body):
@@ -350,3 +403,4 @@ class Problem(BaseModel):
     request_id: str
     error: ErrorMember
     errors: list[FieldProblem] | None = None
+    budget: BudgetProblem | None = None

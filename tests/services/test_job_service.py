@@ -29,6 +29,7 @@ from app.domain.policy import Policy
 from app.domain.lifecycle import IllegalEvent
 from app.domain.state import AttemptState, Stage, Status
 from app.services import job_service, submission
+from app.services.submission import Birth
 from app.services.job_records import JOBS
 from app.services.job_service import Change, Hold
 from tests.support.jobs import (
@@ -111,9 +112,9 @@ async def test_submit_tells_when_each_job_was_born(
     async with engine.begin() as conn:
         born = await submission.submit(conn, [first, second])
 
-    assert born == {
-        job.id: (await jobs.row(job.id)).created_at for job in (first, second)
-    }
+    assert born == [
+        Birth(job.id, (await jobs.row(job.id)).created_at) for job in (first, second)
+    ]
 
 
 # -------------------------------------------------------------------------------- claim
