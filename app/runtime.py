@@ -114,6 +114,16 @@ def _prices(settings: Settings) -> Mapping[str, Decimal]:
     }
 
 
+def _open_gatekeeper(settings: Settings, ledger: Ledger) -> Gatekeeper:
+    admin_key, token = settings.admin_api_key, settings.metrics_token
+    return Gatekeeper(
+        ledger,
+        demands_keys=settings.demands_keys,
+        admin_key=admin_key.get_secret_value() if admin_key else None,
+        metrics_token=token.get_secret_value() if token else None,
+    )
+
+
 def _open_redis(settings: Settings) -> Redis:
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
@@ -178,11 +188,8 @@ async def open_runtime(
         ledger = Ledger(
             database, policy_of(settings), on_end=partial(_count_end, counters)
         )
-        admin_key = settings.admin_api_key
-        gatekeeper = Gatekeeper(
-            demands_keys=settings.demands_keys,
-            admin_key=admin_key.get_secret_value() if admin_key else None,
-        )
+        gatekeeper = _open_gatekeeper(settings, ledger)
+        stack.push_async_callback(gatekeeper.aclose)
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
