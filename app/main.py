@@ -55,7 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
             settle_memory()
             log.info("api.ready", version=__version__)
             with told_by_signals(runtime.stopping):
-                yield
+                async with runtime.gatekeeper.looking_for_admin():
+                    yield
         log.info("api.stopped")
 
     app = FastAPIOffline(  # /docs and /redoc from our own files, no CDN
@@ -71,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
+    app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.metrics_router)
     app.include_router(media.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
-import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from uuid_utils.compat import uuid7
@@ -31,9 +30,8 @@ from app.models import key_schemas
 from app.models.key_schemas import OWNER_PATTERN, KeyChange, KeyRequest
 from app.runtime import Runtime
 from app.services import audit, keys
+from app.services.gatekeeper import warn_locked_out
 from app.services.keys import Changes, KeyRecord, NewKey, Secret
-
-log = structlog.get_logger("app.api")
 
 router = APIRouter(route_class=GuardedRoute, tags=["keys"])
 
@@ -170,21 +168,21 @@ async def change_key(request: Request, key_id: str) -> Response:
     changes = Changes(columns=given, limits=limits, budget=budget)
     details = wanted.model_dump(mode="json", exclude_unset=True)
     act = act_of(request, "key.changed", str(target), details)
-    changed = await promptly(_change(runtime, target, changes, weight, act))
-    audit.tell(act)
+    changed, locked_out = await promptly(_change(runtime, target, changes, weight, act))
+    _tell(act, locked_out)
     return respond(key_body(changed))
 
 
 async def _change(
     runtime: Runtime, key_id: UUID, changes: Changes, weight: int | None, act: audit.Act
-) -> KeyRecord:
+) -> tuple[KeyRecord, bool]:
     async with runtime.ledger.transaction() as conn:
         changed = await keys.change(conn, key_id, changes)
         if weight is not None:
             await keys.set_weight(conn, changed.owner, weight)
             changed = await keys.read(conn, key_id)
         await audit.record(conn, act)
-    return changed
+        return changed, await runtime.gatekeeper.is_locked_out(conn)
 
 
 @router.delete(
@@ -203,17 +201,25 @@ async def revoke_key(request: Request, key_id: str) -> Response:
     runtime = runtime_of(request)
     target = parse_key_id(key_id)
     act = act_of(request, "key.revoked", str(target), {})
-    if await promptly(_revoke(runtime, target, act)):
-        audit.tell(act)
+    was_live, locked_out = await promptly(_revoke(runtime, target, act))
+    if was_live:
+        _tell(act, locked_out)
     return Response(status_code=204)
 
 
-async def _revoke(runtime: Runtime, key_id: UUID, act: audit.Act) -> bool:
+async def _revoke(runtime: Runtime, key_id: UUID, act: audit.Act) -> tuple[bool, bool]:
     async with runtime.ledger.transaction() as conn:
         revoked = await keys.revoke(conn, key_id)
         if revoked is not None:
             await audit.record(conn, act)
-    return revoked is not None
+        return revoked is not None, await runtime.gatekeeper.is_locked_out(conn)
+
+
+def _tell(act: audit.Act, locked_out: bool) -> None:
+    """Tell the log what was done, and that it was the last key that could do it."""
+    audit.tell(act)
+    if locked_out:
+        warn_locked_out()
 
 
 def parse_key_id(text: str) -> UUID:

@@ -21,7 +21,9 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.core import migrations
 from app.core.batching import Batcher
 from app.core.config import LONGEST_SECRET
 from app.domain.access import ANYBODY, Caller, Scope
@@ -41,6 +43,7 @@ REFUSED = "The API key is unknown, expired or revoked."
 FRESH = timedelta(milliseconds=400)  # from then on, the row is read again
 BELIEVED = timedelta(milliseconds=900)  # and until then, the answer may be awaited
 USE_NOTED_EVERY = timedelta(minutes=1)
+ADMIN_SOUGHT_EVERY = timedelta(seconds=5)  # at start, until the database answers
 MOST_REMEMBERED = 10_000  # keys, in a process
 
 
@@ -73,6 +76,7 @@ class Gatekeeper:
             for secret, caller in ((admin_key, CONFIGURED), (metrics_token, MONITOR))
             if secret is not None
         ]
+        self._has_admin_key = admin_key is not None
         self._known: OrderedDict[bytes, _Known] = OrderedDict()  # oldest answer first
         self._lookups: dict[bytes, asyncio.Task[_Known]] = {}
         self._noted: OrderedDict[UUID, float] = OrderedDict()  # oldest first
@@ -103,6 +107,22 @@ class Gatekeeper:
             self._refuse(address)
         return told.caller
 
+    @asynccontextmanager
+    async def looking_for_admin(self) -> AsyncIterator[None]:
+        """Find out beside the block whether anybody can make keys; warn when nobody can."""
+        task = asyncio.create_task(self._look_for_admin())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def is_locked_out(self, conn: AsyncConnection) -> bool:
+        """Tell whether keys are demanded, and nobody has one to make others with."""
+        if not self.demands_keys or self._has_admin_key:
+            return False
+        return not await keys.has_live_admin(conn)
+
     def _refuse(self, address: str) -> Never:
         """Turn a failed attempt away: the only place where one becomes known."""
         raise InvalidKey(REFUSED)
@@ -113,6 +133,24 @@ class Gatekeeper:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_for_admin(self) -> None:
+        if not self.demands_keys or self._has_admin_key:
+            return
+        while not await self._knows_admin():
+            await asyncio.sleep(ADMIN_SOUGHT_EVERY.total_seconds())
+
+    async def _knows_admin(self) -> bool:
+        """Tell whether the table could be asked; warn when it has no key to make others."""
+        try:
+            async with _within_patience(), self._ledger.reading() as conn:
+                if not await migrations.is_current(conn):
+                    return False
+                if await self.is_locked_out(conn):
+                    warn_locked_out()
+        except (Unavailable, DBAPIError):
+            return False
+        return True
 
     # -- what is known of a key ----------------------------------------------------------------
 
@@ -209,6 +247,15 @@ class Gatekeeper:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps only weak references
         task.add_done_callback(self._tasks.discard)
+
+
+def warn_locked_out() -> None:
+    """Tell the log that nobody can make keys, and the remedy."""
+    log.warning(
+        "auth.no_admin_key",
+        remedy="set ADMIN_API_KEY to a key of your own (openssl rand -hex 32), restart, and "
+        "make the others with it: mediagen keys create",
+    )
 
 
 def _is_shared(error: BaseException) -> bool:
