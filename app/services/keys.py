@@ -248,7 +248,7 @@ async def mark_used(conn: AsyncConnection, key_ids: Sequence[UUID]) -> None:
 
 async def has_live_admin(conn: AsyncConnection) -> bool:
     """Tell whether there is a key with which others can be made."""
-    wanted = KEYS.c.scopes.contains([Scope.ADMIN.value])
+    wanted = literal(Scope.ADMIN.value) == func.any(KEYS.c.scopes)
     found = await conn.scalar(select(KEYS.c.id).where(_is_live, wanted).limit(1))
     return found is not None
 
