@@ -44,6 +44,7 @@ FRESH = timedelta(milliseconds=400)  # from then on, the row is read again
 BELIEVED = timedelta(milliseconds=900)  # and until then, the answer may be awaited
 USE_NOTED_EVERY = timedelta(minutes=1)
 ADMIN_SOUGHT_EVERY = timedelta(seconds=5)  # at start, until the database answers
+FAREWELL = timedelta(milliseconds=500)
 MOST_REMEMBERED = 10_000  # keys, in a process
 
 
@@ -128,8 +129,10 @@ class Gatekeeper:
         raise InvalidKey(REFUSED)
 
     async def aclose(self) -> None:
-        """Leave off what is still being looked up or noted."""
+        """Let what is being looked up or noted come to its end, if that is soon."""
         tasks = [*self._tasks, *self._lookups.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=FAREWELL.total_seconds())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -169,8 +172,9 @@ class Gatekeeper:
 
     async def _look_up(self, found: bytes) -> _Known:
         """Ask the table, together with whoever else wants to know of the same key."""
-        # Whoever hangs up must not take the answer away from the others.
-        told = await asyncio.shield(self._ask(found))
+        async with _within_patience():
+            # Whoever hangs up must not take the answer away from the others.
+            told = await asyncio.shield(self._ask(found))
         self._note_use(told)
         return told
 
