@@ -137,6 +137,16 @@ def prices_of(settings: Settings) -> PriceTable:
         refuse_to_start("price_file", f"{error}: see docs/money.md")
 
 
+def _open_gatekeeper(settings: Settings, ledger: Ledger) -> Gatekeeper:
+    admin_key, token = settings.admin_api_key, settings.metrics_token
+    return Gatekeeper(
+        ledger,
+        demands_keys=settings.demands_keys,
+        admin_key=admin_key.get_secret_value() if admin_key else None,
+        metrics_token=token.get_secret_value() if token else None,
+    )
+
+
 def _open_redis(settings: Settings) -> Redis:
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
@@ -209,11 +219,8 @@ async def open_runtime(
                 settings.budget_month_usd,
             ),
         )
-        admin_key = settings.admin_api_key
-        gatekeeper = Gatekeeper(
-            demands_keys=settings.demands_keys,
-            admin_key=admin_key.get_secret_value() if admin_key else None,
-        )
+        gatekeeper = _open_gatekeeper(settings, ledger)
+        stack.push_async_callback(gatekeeper.aclose)
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
