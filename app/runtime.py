@@ -112,6 +112,18 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(retry=retry)
 
 
+def links_of(settings: Settings) -> MediaLinks:
+    """Give what makes and checks the addresses of files; the same in every process."""
+    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
+    if not keys:
+        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
+    return MediaLinks(
+        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
+        public_base_url=settings.public_base_url,
+        is_guarded=settings.demands_keys,
+    )
+
+
 def prices_of(settings: Settings) -> PriceTable:
     """Give the prices that apply; a wrong PRICE_FILE ends the process with one clear line.
 
@@ -125,15 +137,13 @@ def prices_of(settings: Settings) -> PriceTable:
         refuse_to_start("price_file", f"{error}: see docs/money.md")
 
 
-def links_of(settings: Settings) -> MediaLinks:
-    """Give what makes and checks the addresses of files; the same in every process."""
-    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
-    if not keys:
-        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
-    return MediaLinks(
-        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
-        public_base_url=settings.public_base_url,
-        is_guarded=settings.demands_keys,
+def _open_gatekeeper(settings: Settings, ledger: Ledger) -> Gatekeeper:
+    admin_key, token = settings.admin_api_key, settings.metrics_token
+    return Gatekeeper(
+        ledger,
+        demands_keys=settings.demands_keys,
+        admin_key=admin_key.get_secret_value() if admin_key else None,
+        metrics_token=token.get_secret_value() if token else None,
     )
 
 
@@ -209,11 +219,8 @@ async def open_runtime(
                 settings.budget_month_usd,
             ),
         )
-        admin_key = settings.admin_api_key
-        gatekeeper = Gatekeeper(
-            demands_keys=settings.demands_keys,
-            admin_key=admin_key.get_secret_value() if admin_key else None,
-        )
+        gatekeeper = _open_gatekeeper(settings, ledger)
+        stack.push_async_callback(gatekeeper.aclose)
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
