@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 
+from app.api import problems
 from app.domain.access import Caller, Scope
 from app.domain.errors import Forbidden, Unauthorized
 from app.runtime import Runtime
@@ -29,9 +30,6 @@ SECURITY_SCHEMES = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
-_PROBLEM = {
-    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "A key is demanded, and this is none that is valid."},
     403: {"description": "The key's scopes do not allow it."},
@@ -61,7 +59,7 @@ class GuardedRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         refusals = {
-            code: one | {"content": _PROBLEM} for code, one in _REFUSALS.items()
+            code: one | {"content": problems.CONTENT} for code, one in _REFUSALS.items()
         }
         options["responses"] = refusals | (options.get("responses") or {})
         extra = dict(options.get("openapi_extra") or {})

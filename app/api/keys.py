@@ -158,9 +158,6 @@ async def change_key(request: Request, key_id: str) -> Response:
     wanted = await parse_body(request, KeyChange)
     _check_expiry(wanted.expires_at)
     given = wanted.model_dump(exclude_unset=True)
-    for name in given:
-        if given[name] is None and name != "expires_at":
-            raise InvalidRequest(f"{name} must not be null.", field=name)
     limits, budget = given.pop("limits", {}), given.pop("budget", {})
     weight = given.pop("weight", None)
     if "scopes" in given:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from app import __version__
+from app.api import problems
 from app.api.deps import promptly, runtime_of
 from app.api.guard import GuardedRoute, needs
 from app.api.views import respond
@@ -93,7 +94,13 @@ METRICS: Mapping[str, tuple[str, str]] = {
 @health_router.get(
     "",
     response_model=schemas.Health,
-    responses={503: {"model": schemas.Health, "description": "Not able to keep jobs."}},
+    responses={
+        503: {
+            "model": schemas.Health,
+            "description": "Not able to keep jobs; a problem when the key cannot be checked.",
+            "content": problems.CONTENT,
+        }
+    },
     summary="How every part is",
 )
 @needs(Scope.MONITOR)

@@ -25,6 +25,7 @@ log = structlog.get_logger("app.api")
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:mediagen:problem:"
+CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _CHALLENGE = 'Bearer realm="mediagen"'
 
 # The first class that fits wins, so subclasses come before their parents.
@@ -122,10 +123,8 @@ _DOCUMENTED = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe problem answers of a route, for the OpenAPI document."""
-    schema = {"$ref": "#/components/schemas/Problem"}
-    content = {MEDIA_TYPE: {"schema": schema}}
     return {
-        status: {"description": _DOCUMENTED[status], "content": content}
+        status: {"description": _DOCUMENTED[status], "content": CONTENT}
         for status in statuses
     }
 

@@ -135,15 +135,24 @@ class KeyRequest(_Body):
     )
 
 
+def _left_as_it_is(description: str | None = None) -> Any:
+    """Make a field that may be left out, which is no value: null is refused."""
+    return Field(
+        default=None,
+        description=description,
+        json_schema_extra=lambda schema: schema.pop("default", None),
+    )
+
+
 class KeyChange(_Body):
     """What is to be different about a key; what is left out stays, null takes a bound away."""
 
-    name: KeyName | None = None
-    scopes: Scopes | None = None
+    name: KeyName = _left_as_it_is()
+    scopes: Scopes = _left_as_it_is()
     expires_at: Expiry | None = None
-    limits: Limits | None = None
-    budget: Budget | None = None
-    weight: Weight | None = Field(None, description="The owner's, of all its keys.")
+    limits: Limits = _left_as_it_is()
+    budget: Budget = _left_as_it_is()
+    weight: Weight = _left_as_it_is("The owner's, of all its keys.")
 
 
 class Key(_Body):
