@@ -79,7 +79,10 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+            expose_headers=[
+                *("ETag", "Location", "Retry-After", "Retry-After-Ms", "X-Request-ID"),
+                *("RateLimit", "RateLimit-Policy"),
+            ],
         )
     app.add_middleware(Envelope)
     problems.install(app)

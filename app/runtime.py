@@ -26,12 +26,15 @@ from app.core.counters import SharedCounters
 from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
+from app.core.lifeline import Lifeline
 from app.core.queue import Bell, publisher_app
+from app.core.quota import Quotas
 from app.core.recall import Recall
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
 from app.domain.policy import Policy, RetryPolicy
 from app.domain.state import JobState
+from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
@@ -74,6 +77,7 @@ class Runtime:
     health: HealthChecks
     inbox: WebhookInbox
     gatekeeper: Gatekeeper
+    quotas: Quotas
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -178,10 +182,19 @@ async def open_runtime(
         ledger = Ledger(
             database, policy_of(settings), on_end=partial(_count_end, counters)
         )
+        lifeline = Lifeline(redis)
+        stack.push_async_callback(lifeline.aclose)
+        quotas = Quotas(redis, lifeline=lifeline)
+        stack.push_async_callback(quotas.aclose)
+        attempts = FailedAttempts(
+            Quotas(redis, lifeline=lifeline),
+            on_failure=partial(counters.add, "auth_failures"),
+        )
         admin_key = settings.admin_api_key
         gatekeeper = Gatekeeper(
             demands_keys=settings.demands_keys,
             admin_key=admin_key.get_secret_value() if admin_key else None,
+            attempts=attempts,
         )
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
@@ -214,6 +227,7 @@ async def open_runtime(
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
             gatekeeper=gatekeeper,
+            quotas=quotas,
         )
 
 

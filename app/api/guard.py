@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
+from app.api.rates import charge
 from app.domain.access import Caller, Scope
 from app.domain.errors import Forbidden
 from app.runtime import Runtime
@@ -85,6 +86,7 @@ async def admit(request: Request, runtime: Runtime, scope: Scope) -> Caller:
     """Find out who calls, and let them in; raise `Unauthorized`, `Forbidden`, `OverLimit`."""
     address = request.client.host if request.client else "unknown"
     caller = await runtime.gatekeeper.identify(_secret(request), address)
+    await charge(request, runtime, caller)
     if not caller.may(scope):
         raise Forbidden(f"This needs a key with the scope {scope.value}.")
     return caller

@@ -7,6 +7,7 @@ import hmac
 
 from app.domain.access import ANYBODY, Caller
 from app.domain.errors import Unauthorized
+from app.services.attempts import FailedAttempts
 
 CONFIGURED = Caller(name="ADMIN_API_KEY")
 
@@ -14,12 +15,15 @@ CONFIGURED = Caller(name="ADMIN_API_KEY")
 class Gatekeeper:
     """Identifies callers.  Safe to share within one event loop."""
 
-    def __init__(self, *, demands_keys: bool, admin_key: str | None) -> None:
+    def __init__(
+        self, *, demands_keys: bool, admin_key: str | None, attempts: FailedAttempts
+    ) -> None:
         self._demands_keys = demands_keys
+        self._attempts = attempts
         self._admin_hash = digest(admin_key) if admin_key else None
 
     async def identify(self, secret: str | None, address: str) -> Caller:
-        """Say who calls from the address; raise `Unauthorized`."""
+        """Say who calls from the address; raise `Unauthorized`, `OverLimit`."""
         if not self._demands_keys:
             return ANYBODY
         if secret is None:
@@ -27,6 +31,10 @@ class Gatekeeper:
         found = digest(secret)
         if self._admin_hash and hmac.compare_digest(found, self._admin_hash):
             return CONFIGURED
+        if not self._attempts.knows(found):
+            self._attempts.let_try(address)
+            # The place to look it up, and to return whom it belongs to.
+        await self._attempts.note_failure(address, found)
         raise Unauthorized("The API key is unknown, expired or revoked.")
 
 
