@@ -186,9 +186,10 @@ async def open_runtime(
         stack.push_async_callback(lifeline.aclose)
         quotas = Quotas(redis, lifeline=lifeline)
         stack.push_async_callback(quotas.aclose)
+        failures = Quotas(redis, lifeline=lifeline)
+        stack.push_async_callback(failures.aclose)
         attempts = FailedAttempts(
-            Quotas(redis, lifeline=lifeline),
-            on_failure=partial(counters.add, "auth_failures"),
+            failures, on_failure=partial(counters.add, "auth_failures")
         )
         admin_key = settings.admin_api_key
         gatekeeper = Gatekeeper(
