@@ -58,12 +58,15 @@ class FailedAttempts:
         if wait > _NO_TIME:
             raise _too_many(wait)
 
-    async def note_failure(self, address: str, hashed: bytes) -> None:
-        """Count a wrong key, by its hash; raise `OverLimit` when it was one too many."""
+    async def note_failure(self, address: str, hashed: bytes | None = None) -> None:
+        """Count a wrong key; raise `OverLimit` when it was one too many.
+
+        `hashed` is its hash, if it had to be looked up to know that it is wrong.
+        """
         self._on_failure()
         network = network_of(address)
         taken = [f"wrong-keys:{network}"]
-        if not self.knows(hashed):
+        if hashed is not None and not self.knows(hashed):
             taken.append(f"unknown-keys:{network}")
             self._remember(hashed)
         every = await asyncio.gather(

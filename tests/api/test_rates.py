@@ -10,8 +10,10 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from fastapi import APIRouter
 from pydantic import SecretStr
 
+from app.api.guard import GuardedRoute
 from app.domain.access import Caller, Limits, Scope
 from app.services.attempts import BURST
 from sandbox.runner import Sandbox
@@ -120,11 +122,16 @@ async def test_a_key_that_may_not_is_told_too(api: Api) -> None:
     assert told(answer)[2] == 4
 
 
-async def test_a_crash_is_told_too(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(api, 5)
-    monkeypatch.setattr(type(api.app.state.runtime.ledger), "read", None)
+async def test_a_crash_is_told_too(api: Api) -> None:
+    async def crash() -> None:
+        raise RuntimeError("broken on purpose")
 
-    answer = await api.client.get(f"/api/v1/status/{uuid4()}")
+    router = APIRouter(route_class=GuardedRoute)
+    router.add_api_route("/crash", crash, include_in_schema=False)
+    api.app.include_router(router)
+    limit(api, 5)
+
+    answer = await api.client.get("/crash")
 
     assert answer.status_code == 500
     assert told(answer)[2] == 4

@@ -110,6 +110,17 @@ async def test_a_forgotten_program_leaves_its_neighbours_alone(
     door.let_try(HERE)
 
 
+async def test_what_is_no_key_at_all_is_counted_and_costs_no_lookup(
+    door: FailedAttempts,
+) -> None:
+    for _ in range(BURST):
+        await door.note_failure(HERE)
+
+    with pytest.raises(OverLimit):
+        await door.note_failure(HERE)
+    door.let_try(HERE)
+
+
 async def test_processes_count_together(redis: Redis, clock: Clock) -> None:
     one, other = open_door(redis, clock), open_door(redis, clock)
     await guess(one, HERE, BURST)
