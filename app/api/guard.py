@@ -35,7 +35,12 @@ _PROBLEM = {
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "A key is demanded, and this is none that is valid."},
     403: {"description": "The key's scopes do not allow it."},
-    429: {"description": "Too many requests; `Retry-After` says when to try again."},
+    429: {
+        "description": "Too many requests; `Retry-After` says when to try again.",
+        "headers": {
+            "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
+        },
+    },
     503: {"description": "The database does not answer, or the queue is full."},
 }
 

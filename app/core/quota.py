@@ -112,8 +112,6 @@ class Quotas:
         known = lease.at_hand(self._clock())
         if known is not None:
             return known
-        if not self._lifeline.is_up:
-            return lease.share(1, self._clock())[0]
         return await self._ask(lease)
 
     def refusal(self, name: str) -> timedelta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,6 +16,16 @@ from pydantic import SecretStr
 
 from app.api.guard import GuardedRoute
 from app.domain.access import Caller, Limits, Scope
+from app.domain.errors import (
+    BudgetExceeded,
+    Conflict,
+    Forbidden,
+    InProgress,
+    OverLimit,
+    ServiceError,
+    Unauthorized,
+    Unavailable,
+)
 from app.services.attempts import BURST
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
@@ -186,6 +197,43 @@ async def wire(redis_url: str) -> AsyncIterator[TcpProxy]:
     parts = httpx.URL(redis_url)
     async with TcpProxy(parts.host, parts.port or 6379) as wire:
         yield wire
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "wait"),
+    [
+        (InProgress("wait"), 409, "invalid_request_error", "1"),
+        (Conflict("no"), 409, "invalid_request_error", None),
+        (BudgetExceeded("no", {}), 402, "insufficient_quota", None),
+        (Forbidden("no"), 403, "permission_error", None),
+        (Unauthorized("no"), 401, "authentication_error", None),
+        (
+            OverLimit("no", retry_after=timedelta(hours=1)),
+            429,
+            "rate_limit_error",
+            "3600",
+        ),
+        (OverLimit("no", retry_after=timedelta(0)), 429, "rate_limit_error", "1"),
+        (Unavailable("no"), 503, "server_error", "2"),
+        (
+            Unavailable("no", retry_after=timedelta(milliseconds=3100)),
+            *(503, "server_error", "4"),
+        ),
+    ],
+)
+async def test_an_error_says_whose_it_is_and_when_to_come_back(
+    api: Api, error: ServiceError, status: int, kind: str, wait: str | None
+) -> None:
+    async def refuse() -> None:
+        raise error
+
+    api.app.add_api_route("/refuse", refuse, include_in_schema=False)
+
+    answer = await api.client.get("/refuse")
+
+    assert answer.status_code == status
+    assert check_problem(answer).error.type == kind
+    assert answer.headers.get("retry-after") == wait
 
 
 # -------------------------------------------------------------------------- wrong keys

@@ -427,6 +427,28 @@ async def test_the_share_is_one_of_what_was_left(
     await quotas._lifeline.aclose()
 
 
+async def test_another_outage_is_another_share(
+    through_wire: Redis, wire: TcpProxy
+) -> None:
+    clock = Clock()
+    quotas = open_quotas(through_wire, clock=clock)
+    await take(quotas, 4, burst=40)
+    await wire.refuse()
+    assert passed(await take(quotas, 10, burst=40)) == 9
+    await wire.restore()
+
+    async def is_back() -> bool:
+        clock.now += 1.1
+        return quotas._lifeline.is_up
+
+    await wait_for_async(is_back, within=5, what="Redis")
+    assert (await take(quotas, 1, burst=40))[0].left == 35
+    await wire.refuse()
+
+    assert passed(await take(quotas, 10, burst=40)) == 8
+    await quotas._lifeline.aclose()
+
+
 async def test_who_has_nothing_left_has_no_share(
     through_wire: Redis, wire: TcpProxy
 ) -> None:
