@@ -45,6 +45,7 @@ class OneKey:
     """A gatekeeper that knows one caller."""
 
     caller: Caller
+    demands_keys: bool = False
 
     async def identify(self, secret: str | None, address: str) -> Caller:
         return self.caller
