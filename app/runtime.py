@@ -118,6 +118,19 @@ def _prices(settings: Settings) -> Mapping[str, Decimal]:
     }
 
 
+def _open_gatekeeper(
+    settings: Settings, ledger: Ledger, attempts: FailedAttempts
+) -> Gatekeeper:
+    admin_key, token = settings.admin_api_key, settings.metrics_token
+    return Gatekeeper(
+        ledger,
+        demands_keys=settings.demands_keys,
+        attempts=attempts,
+        admin_key=admin_key.get_secret_value() if admin_key else None,
+        metrics_token=token.get_secret_value() if token else None,
+    )
+
+
 def _open_redis(settings: Settings) -> Redis:
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
@@ -191,12 +204,8 @@ async def open_runtime(
         attempts = FailedAttempts(
             failures, on_failure=partial(counters.add, "auth_failures")
         )
-        admin_key = settings.admin_api_key
-        gatekeeper = Gatekeeper(
-            demands_keys=settings.demands_keys,
-            admin_key=admin_key.get_secret_value() if admin_key else None,
-            attempts=attempts,
-        )
+        gatekeeper = _open_gatekeeper(settings, ledger, attempts)
+        stack.push_async_callback(gatekeeper.aclose)
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret

@@ -7,7 +7,7 @@ or token gets out: messages are ours, and what is not ours is "internal error".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
@@ -26,11 +26,13 @@ log = structlog.get_logger("app.api")
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:mediagen:problem:"
+_CHALLENGE = 'Bearer realm="mediagen"'
 
 # The first class that fits wins, so subclasses come before their parents.
 TABLE: Sequence[tuple[type[errors.ServiceError], int, str]] = (
     (errors.ModelNotFound, 404, "Unknown model"),
     (errors.InvalidRequest, 422, "Invalid request"),
+    (errors.InvalidKey, 401, "Not a valid key"),
     (errors.Unauthorized, 401, "Who are you?"),
     (errors.Forbidden, 403, "Not allowed"),
     (errors.BudgetExceeded, 402, "Over budget"),
@@ -88,6 +90,7 @@ def problem(
     param: str | None = None,
     fields: Sequence[tuple[str, str]] = (),
     retry_after: timedelta | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Make the problem response.  `fields` are (pointer, what is wrong) pairs."""
     body: dict[str, Any] = {
@@ -108,13 +111,32 @@ def problem(
     }
     if fields:
         body["errors"] = [{"pointer": at, "detail": text} for at, text in fields]
-    headers = {"Cache-Control": "no-store"}
+    sent = {"Cache-Control": "no-store"} | dict(headers or {})
     if retry_after is not None:
         seconds = retry_after.total_seconds()
-        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+        sent["Retry-After"] = str(max(1, math.ceil(seconds)))
         # The same without rounding, as SDKs of the OpenAI family read it.
-        headers["Retry-After-Ms"] = str(max(1, math.ceil(seconds * 1000)))
-    return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
+        sent["Retry-After-Ms"] = str(max(1, math.ceil(seconds * 1000)))
+    return Response(orjson.dumps(body), status, sent, MEDIA_TYPE)
+
+
+_DOCUMENTED = {
+    400: "A path or query parameter is wrong.",
+    404: "There is no such thing.",
+    409: "Its present state does not allow it.",
+    413: "The body is too large.",
+    422: "The body does not fit its schema.",
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe problem answers of a route, for the OpenAPI document."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    content = {MEDIA_TYPE: {"schema": schema}}
+    return {
+        status: {"description": _DOCUMENTED[status], "content": content}
+        for status in statuses
+    }
 
 
 def _error_type(status: int) -> str:
@@ -156,7 +178,22 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         param=field,
         fields=_fields_of(error),
         retry_after=retry_after,
+        headers=_headers_of(error),
     )
+
+
+def _headers_of(error: errors.ServiceError) -> dict[str, str]:
+    """Give what an error says in headers: how to come in (RFC 6750, section 3)."""
+    match error:
+        case errors.InvalidKey():
+            challenge = f'{_CHALLENGE}, error="invalid_token"'
+        case errors.Unauthorized():
+            challenge = _CHALLENGE
+        case errors.Forbidden(scope=str(scope)):
+            challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'
+        case _:
+            return {}
+    return {"WWW-Authenticate": challenge}
 
 
 def _fields_of(error: errors.ServiceError) -> Sequence[tuple[str, str]]:

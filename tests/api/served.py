@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from app.core.config import Settings, get_settings
-from app.models import schemas
+from app.models import key_schemas, schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -65,6 +65,11 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("POST", "/jobs/{job_id}/cancel", 200): schemas.Job,
     ("POST", "/jobs/{job_id}/retry", 202): schemas.Job,
     ("GET", "/models", 200): schemas.ModelList,
+    ("POST", "/keys", 201): key_schemas.NewKey,
+    ("GET", "/keys", 200): key_schemas.KeyPage,
+    ("GET", "/keys/{key_id}", 200): key_schemas.Key,
+    ("PATCH", "/keys/{key_id}", 200): key_schemas.Key,
+    ("GET", "/audit", 200): key_schemas.AuditPage,
     ("GET", "/health", 200): schemas.Health,
     ("GET", "/health", 503): schemas.Health,
     ("GET", "/health/ready", 200): schemas.Health,

@@ -63,7 +63,10 @@ def test_every_reference_resolves(blueprint: Any) -> None:
 
 def test_both_roles_get_the_same_settings(blueprint: Any) -> None:
     web, worker = variables(blueprint, "web"), variables(blueprint, "worker")
-    assert set(web) - set(worker) == {"PORT", "FORWARDED_ALLOW_IPS"}
+    # The worker answers nobody, and has no use for what opens doors.
+    assert set(web) - set(worker) == {
+        *("PORT", "FORWARDED_ALLOW_IPS", "ADMIN_API_KEY", "METRICS_TOKEN")
+    }
     assert set(worker) <= set(web)
     required = {"DATABASE_URL", "REDIS_URL", "REPLICATE_API_TOKEN", "STORAGE_URL"}
     assert required <= set(worker)
@@ -75,6 +78,14 @@ def test_secrets_are_asked_for_and_never_written_down(blueprint: Any) -> None:
     web = variables(blueprint, "web")
     for name in ("REPLICATE_API_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         assert web[name] == {"key": name, "sync": False}
+
+
+def test_callers_need_a_key_and_the_first_one_is_made_by_render(blueprint: Any) -> None:
+    web, worker = variables(blueprint, "web"), variables(blueprint, "worker")
+    assert web["AUTH_REQUIRED"]["value"] == "true"
+    for name in ("ADMIN_API_KEY", "METRICS_TOKEN", "MEDIA_SIGNING_KEYS"):
+        assert web[name] == {"key": name, "generateValue": True}
+    assert worker["MEDIA_SIGNING_KEYS"]["fromService"]["name"] == "mediagen-api"
 
 
 def test_pictures_never_go_to_a_disk_of_one_service(blueprint: Any) -> None:

@@ -19,10 +19,9 @@ from app.cli import app
 
 
 def run(*words: str, **env: str) -> Result:
-    """Run `mediagen` with these words in this process, MEDIAGEN_URL unset unless given."""
-    return CliRunner().invoke(
-        app, words, env={"MEDIAGEN_URL": None, **env}, catch_exceptions=False
-    )
+    """Run `mediagen` with these words in this process, its variables unset unless given."""
+    unset = {"MEDIAGEN_URL": None, "MEDIAGEN_API_KEY": None}
+    return CliRunner().invoke(app, words, env={**unset, **env}, catch_exceptions=False)
 
 
 @contextmanager
