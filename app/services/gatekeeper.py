@@ -31,9 +31,8 @@ class Gatekeeper:
         found = digest(secret)
         if self._admin_hash and hmac.compare_digest(found, self._admin_hash):
             return CONFIGURED
-        if not self._attempts.knows(found):
-            self._attempts.let_try(address)
-            # The place to look it up, and to return whom it belongs to.
+        self._attempts.let_try(address, found)
+        # The place to look it up, and to return whom it belongs to.
         await self._attempts.note_failure(address, found)
         raise Unauthorized("The API key is unknown, expired or revoked.")
 
