@@ -5,8 +5,9 @@ the log.  So an address that was wrong too often is refused before anything is l
 key this process already knows is let in before anybody asks here, whatever its neighbours
 behind the same address do.
 
-One wrong key that comes again and again (a forgotten program with an old key) is looked up
-once, and does not use up what strangers from its address may try.
+One wrong key that comes again and again (a forgotten program with an old key) has a bucket of
+its own beside the one of keys nobody has seen: it does not use up what strangers from its
+address may try.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from app.domain.errors import OverLimit
 
 FAILURES_PER_MINUTE = 20
 BURST = 10
-MEMORY = timedelta(minutes=1)  # how long a wrong key is known to be wrong
+MEMORY = timedelta(minutes=1)  # how long a wrong key is taken for one that came again
 MOST_WRONG = 10_000  # keys remembered; the oldest is forgotten first
 NETWORK_BITS = 64  # of IPv6: what one customer gets at least
 
@@ -45,16 +46,13 @@ class FailedAttempts:
         self._clock = clock
         self._wrong: OrderedDict[bytes, float] = OrderedDict()  # until when
 
-    def knows(self, hashed: bytes) -> bool:
-        """Tell whether this key was wrong within the last minute: no need to look it up."""
-        return self._clock() < self._wrong.get(hashed, float("-inf"))
-
-    def let_try(self, address: str) -> None:
-        """Return when a key nobody knows may be looked up; raise `OverLimit`.
+    def let_try(self, address: str, hashed: bytes) -> None:
+        """Return when a key this process does not know may be looked up; raise `OverLimit`.
 
         Asks nobody and counts nothing: a right key is no failure.
         """
-        wait = self._quotas.refusal(f"unknown-keys:{network_of(address)}")
+        kind = "wrong" if self._came_before(hashed) else "unknown"
+        wait = self._quotas.refusal(f"{kind}-keys:{network_of(address)}")
         if wait > _NO_TIME:
             raise _too_many(wait)
 
@@ -66,7 +64,7 @@ class FailedAttempts:
         self._on_failure()
         network = network_of(address)
         taken = [f"wrong-keys:{network}"]
-        if hashed is not None and not self.knows(hashed):
+        if hashed is not None and not self._came_before(hashed):
             taken.append(f"unknown-keys:{network}")
             self._remember(hashed)
         every = await asyncio.gather(
@@ -78,6 +76,9 @@ class FailedAttempts:
         wait = max(standing.wait for standing in every)
         if wait > _NO_TIME:
             raise _too_many(wait)
+
+    def _came_before(self, hashed: bytes) -> bool:
+        return self._clock() < self._wrong.get(hashed, float("-inf"))
 
     def _remember(self, hashed: bytes) -> None:
         self._wrong[hashed] = self._clock() + MEMORY.total_seconds()
