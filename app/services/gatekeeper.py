@@ -93,7 +93,10 @@ class Gatekeeper:
         )
 
     async def identify(self, secret: str | None, address: str) -> Caller:
-        """Say who calls from the address; raise `Unauthorized`, `OverLimit`, `Unavailable`."""
+        """Say who calls from the address.
+
+        Raises `Unauthorized`, `OverLimit` after too many failures, `Unavailable`.
+        """
         if not self.demands_keys:
             return ANYBODY
         if not secret:
@@ -105,17 +108,13 @@ class Gatekeeper:
             if hmac.compare_digest(found, known):
                 return caller
         if not FORM.fullmatch(secret):
-            await self._refuse(
-                address
-            )  # nobody has such a key: the table need not be asked
+            # Nobody has such a key: the table need not be asked.
+            await self._refuse(address)
         told = self._remembered(found)
         if told is None:
-            if (
-                found not in self._known
-            ):  # a stranger: a key this process met is let through
-                if self._attempts.knows(found):
-                    await self._refuse(address, found)
-                self._attempts.let_try(address)
+            # A key this process met before is let through, whatever its neighbours do.
+            if found not in self._known:
+                self._attempts.let_try(address, found)
             told = await self._look_up(found)
         if told.caller is None:
             await self._refuse(address, found)
