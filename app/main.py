@@ -87,7 +87,8 @@ def create_app(settings: Settings) -> FastAPI:
             allow_methods=["GET", "POST", "PATCH", "DELETE", "OPTIONS"],
             allow_headers=["*"],
             expose_headers=[
-                *("ETag", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
+                *("ETag", "Location", "Retry-After", "Retry-After-Ms", "X-Request-ID"),
+                *("RateLimit", "RateLimit-Policy", "WWW-Authenticate"),
             ],
         )
     app.add_middleware(Envelope)

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 
 from app.api import problems
+from app.api.rates import charge
 from app.domain.access import Caller, Scope
 from app.domain.errors import Forbidden, Unauthorized
 from app.runtime import Runtime
@@ -33,7 +34,12 @@ SECURITY_SCHEMES = {
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "A key is demanded, and this is none that is valid."},
     403: {"description": "The key's scopes do not allow it."},
-    429: {"description": "Too many requests; `Retry-After` says when to try again."},
+    429: {
+        "description": "Too many requests; `Retry-After` says when to try again.",
+        "headers": {
+            "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
+        },
+    },
     503: {"description": "The database does not answer, or the queue is full."},
 }
 
@@ -85,6 +91,7 @@ async def admit(request: Request, runtime: Runtime, scope: Scope) -> Caller:
     gatekeeper = runtime.gatekeeper
     secret = read_secret(request.headers) if gatekeeper.demands_keys else None
     caller = await gatekeeper.identify(secret, address_of(request))
+    await charge(request, runtime, caller)
     if not caller.may(scope):
         raise _too_little(scope)
     return caller

@@ -86,6 +86,8 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_swept_news": ("counter", "Predictions the list showed to be over."),
     "mgs_provider_webhooks": ("counter", "Webhooks of the provider, by what became."),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
+    "mgs_rate_limited": ("counter", "Requests refused for a limit, by its code."),
+    "mgs_auth_failures": ("counter", "Wrong API keys."),
     "mgs_http_requests": ("counter", "Requests answered."),
     "mgs_http_request_seconds": ("histogram", "Time to answer."),
 }

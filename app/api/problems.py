@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from app.api.rates import count_refusal, rate_fields
 from app.domain import errors
 
 log = structlog.get_logger("app.api")
@@ -52,6 +53,14 @@ _CODES = {
     415: "unsupported_media_type",
 }
 
+
+# How SDKs of the OpenAI family sort errors; the rest are the caller's or ours.
+_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
 
 _MOST_FIELDS = 20  # told about in one answer
 
@@ -97,7 +106,7 @@ def problem(
         "request_id": request.scope.get("request_id", ""),
         "error": {
             "message": detail,
-            "type": "server_error" if status >= 500 else "invalid_request_error",
+            "type": _error_type(status),
             "param": param,
             "code": code,
         },
@@ -108,7 +117,10 @@ def problem(
         body["errors"] = [{"pointer": at, "detail": text} for at, text in fields]
     sent = {"Cache-Control": "no-store"} | dict(headers or {})
     if retry_after is not None:
-        sent["Retry-After"] = str(max(1, math.ceil(retry_after.total_seconds())))
+        seconds = retry_after.total_seconds()
+        sent["Retry-After"] = str(max(1, math.ceil(seconds)))
+        # The same without rounding, as SDKs of the OpenAI family read it.
+        sent["Retry-After-Ms"] = str(max(1, math.ceil(seconds * 1000)))
     return Response(orjson.dumps(body), status, sent, MEDIA_TYPE)
 
 
@@ -129,6 +141,12 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def _error_type(status: int) -> str:
+    return (
+        "server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error")
+    )
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the app with a problem document."""
     app.add_exception_handler(errors.ServiceError, _on_service_error)
@@ -146,9 +164,11 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
             (status, title) for kind, status, title in TABLE if isinstance(error, kind)
         )
     field = error.field if isinstance(error, errors.InvalidRequest) else None
-    retry_after = None
+    retry_after = error.retry_after
+    if isinstance(error, errors.OverLimit):
+        count_refusal(request, error)
     if isinstance(error, errors.Unavailable):
-        retry_after = error.retry_after or timedelta(seconds=2)
+        retry_after = retry_after or timedelta(seconds=2)
         log.warning("request.unavailable", code=error.code, reason=str(error))
     return problem(
         request,
@@ -228,6 +248,7 @@ async def _on_crash(request: Request, error: Exception) -> Response:
         detail="Something went wrong on our side; the request id finds it in the logs.",
         retryable=True,
     )
-    # This handler runs outside of `Envelope`, which would have added it.
+    # This handler runs outside of `Envelope`, which would have added them.
     response.headers["X-Request-ID"] = request.scope.get("request_id", "")
+    response.raw_headers.extend(rate_fields(request.scope))
     return response

@@ -34,10 +34,14 @@ from datetime import timedelta
 
 
 class ServiceError(Exception):
-    """Anything this service raises on purpose; `str()` is fit for the caller's eyes."""
+    """Anything this service raises on purpose; `str()` is fit for the caller's eyes.
+
+    `retry_after` says how long to wait before it is worth trying again, where that is known.
+    """
 
     code = "internal_error"
     retryable = False
+    retry_after: timedelta | None = None
 
 
 class InvalidRequest(ServiceError):

@@ -29,6 +29,7 @@ from app.core.config import LONGEST_SECRET
 from app.domain.access import ANYBODY, Caller, Scope
 from app.domain.errors import InvalidKey, Unauthorized, Unavailable
 from app.services import keys
+from app.services.attempts import FailedAttempts
 from app.services.keys import FORM, KeyRecord, digest
 from app.services.ledger import MOST_AT_ONCE, PATIENCE, Ledger
 
@@ -65,12 +66,14 @@ class Gatekeeper:
         ledger: Ledger,
         *,
         demands_keys: bool,
+        attempts: FailedAttempts,
         admin_key: str | None = None,
         metrics_token: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.demands_keys = demands_keys
         self._ledger = ledger
+        self._attempts = attempts
         self._clock = clock
         self._configured = [
             (digest(secret), caller)
@@ -90,22 +93,31 @@ class Gatekeeper:
         )
 
     async def identify(self, secret: str | None, address: str) -> Caller:
-        """Say who calls from the address; raise `Unauthorized`, `Unavailable`."""
+        """Say who calls from the address.
+
+        Raises `Unauthorized`, `OverLimit` after too many failures, `Unavailable`.
+        """
         if not self.demands_keys:
             return ANYBODY
         if not secret:
             raise Unauthorized(MISSING)
         if len(secret) > LONGEST_SECRET:
-            self._refuse(address)  # without so much as hashing it
+            await self._refuse(address)  # without so much as hashing it
         found = digest(secret)
         for known, caller in self._configured:
             if hmac.compare_digest(found, known):
                 return caller
         if not FORM.fullmatch(secret):
-            self._refuse(address)  # nobody has such a key: the table need not be asked
-        told = self._remembered(found) or await self._look_up(found)
+            # Nobody has such a key: the table need not be asked.
+            await self._refuse(address)
+        told = self._remembered(found)
+        if told is None:
+            # A key this process met before is let through, whatever its neighbours do.
+            if found not in self._known:
+                self._attempts.let_try(address, found)
+            told = await self._look_up(found)
         if told.caller is None:
-            self._refuse(address)
+            await self._refuse(address, found)
         return told.caller
 
     @asynccontextmanager
@@ -124,8 +136,9 @@ class Gatekeeper:
             return False
         return not await keys.has_live_admin(conn)
 
-    def _refuse(self, address: str) -> Never:
+    async def _refuse(self, address: str, found: bytes | None = None) -> Never:
         """Turn a failed attempt away: the only place where one becomes known."""
+        await self._attempts.note_failure(address, found)
         raise InvalidKey(REFUSED)
 
     async def aclose(self) -> None:

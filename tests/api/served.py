@@ -149,6 +149,14 @@ class Contract:
         return None
 
 
+_ERROR_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
 def check_problem(response: httpx.Response) -> StrictProblem:
     """Read a problem document; every answer of this kind has all of it."""
     body = response.json()
@@ -161,10 +169,15 @@ def check_problem(response: httpx.Response) -> StrictProblem:
     assert found.error.message == found.detail
     assert set(body["error"]) == {"message", "type", "param", "code"}
     expected = "server_error" if found.status >= 500 else "invalid_request_error"
-    assert found.error.type == expected
+    assert found.error.type == _ERROR_TYPES.get(found.status, expected)
     assert response.headers["cache-control"] == "no-store"
-    is_to_wait = found.status in (429, 503)
+    is_to_wait = found.status in (429, 503) or found.code == "idempotency_in_progress"
     assert is_to_wait == ("retry-after" in response.headers)
+    if is_to_wait:
+        seconds = int(response.headers["retry-after"])
+        assert seconds >= 1
+        exact = int(response.headers["retry-after-ms"])
+        assert seconds - 1 < exact / 1000 <= seconds
     for secret in ("Traceback", "SELECT", "INSERT", "sqlalchemy", "asyncpg", TOKEN):
         assert secret not in response.text
     return found

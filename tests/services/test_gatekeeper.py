@@ -8,14 +8,18 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy import event, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
+from app.core.lifeline import Lifeline
+from app.core.quota import Quotas
 from app.domain.access import ANYBODY, Budget, Caller, Limits, Scope
-from app.domain.errors import InvalidKey, Unauthorized
+from app.domain.errors import InvalidKey, OverLimit, Unauthorized
 from app.domain.policy import Policy
 from app.services import keys
+from app.services.attempts import BURST, FailedAttempts
 from app.services.gatekeeper import (
     BELIEVED,
     FRESH,
@@ -67,14 +71,21 @@ Open = Callable[..., Gatekeeper]
 
 
 @pytest.fixture
-async def open_gate(engine: AsyncEngine, clock: Clock) -> AsyncIterator[Open]:
+async def open_gate(
+    engine: AsyncEngine, redis_url: str, clock: Clock
+) -> AsyncIterator[Open]:
     gates: list[Gatekeeper] = []
+    redis = Redis.from_url(redis_url)
+    line = Lifeline(redis, clock=clock)
 
     def open_one(*, demands_keys: bool = True) -> Gatekeeper:
         gates.append(
             Gatekeeper(
                 Ledger(engine, Policy()),
                 demands_keys=demands_keys,
+                attempts=FailedAttempts(
+                    Quotas(redis, lifeline=line, clock=clock), clock=clock
+                ),
                 admin_key=ADMIN_KEY,
                 metrics_token=TOKEN,
                 clock=clock,
@@ -85,6 +96,7 @@ async def open_gate(engine: AsyncEngine, clock: Clock) -> AsyncIterator[Open]:
     yield open_one
     for gate in gates:
         await gate.aclose()
+    await redis.aclose()
 
 
 @pytest.fixture
@@ -368,3 +380,60 @@ async def test_noting_a_use_delays_no_request(
         assert await asyncio.wait_for(gate.identify(secret, HERE), 1)
         assert gate._tasks  # still trying
     await settled(gate)
+
+
+# ------------------------------------------------------------------------- failed attempts
+
+
+async def guess(gate: Gatekeeper, n: int) -> list[type[Exception]]:
+    """Come with made-up keys; tell how each was turned away."""
+    ends: list[type[Exception]] = []
+    for _ in range(n):
+        with pytest.raises((InvalidKey, OverLimit)) as caught:
+            await gate.identify(Secret.mint().text, HERE)
+        ends.append(caught.type)
+    return ends
+
+
+async def test_beyond_the_limit_wrong_keys_cost_no_lookup(
+    gate: Gatekeeper, asked: list[str]
+) -> None:
+    ends = await guess(gate, BURST + 20)
+
+    assert ends == [InvalidKey] * BURST + [OverLimit] * 20
+    assert lookups(asked) == BURST + 1
+
+
+async def test_one_wrong_key_again_and_again_costs_no_more(
+    gate: Gatekeeper, asked: list[str]
+) -> None:
+    secret = Secret.mint().text
+    for _ in range(BURST + 20):
+        with pytest.raises((InvalidKey, OverLimit)):
+            await gate.identify(secret, HERE)
+
+    assert lookups(asked) == BURST + 1
+
+
+async def test_a_key_that_was_met_is_let_in_whatever_its_neighbours_do(
+    gate: Gatekeeper, make: Any, clock: Clock
+) -> None:
+    (_, met), (_, new) = await make(), await make()
+    assert await use(gate, met)
+    await guess(gate, BURST + 5)
+
+    clock.now += 2 * BELIEVED.total_seconds()  # long enough to be looked up again
+    await guess(gate, 1)
+
+    assert await use(gate, met)
+    with pytest.raises(OverLimit):
+        await gate.identify(new, HERE)
+    assert await gate.identify(new, "192.0.2.8")
+    clock.now += 3
+    assert await use(gate, new)
+
+
+async def test_right_keys_are_no_failures(gate: Gatekeeper, make: Any) -> None:
+    for _ in range(3 * BURST):
+        assert await use(gate, (await make())[1])
+    assert await guess(gate, BURST) == [InvalidKey] * BURST
