@@ -205,7 +205,7 @@ async def wire(redis_url: str) -> AsyncIterator[TcpProxy]:
     [
         (InProgress("wait"), 409, "invalid_request_error", "1"),
         (Conflict("no"), 409, "invalid_request_error", None),
-        (BudgetExceeded("no", {}), 402, "insufficient_quota", None),
+        (BudgetExceeded("no", {"budget": "key"}), 402, "insufficient_quota", None),
         (Forbidden("no"), 403, "permission_error", None),
         (Unauthorized("no"), 401, "authentication_error", None),
         (
