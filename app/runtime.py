@@ -27,11 +27,13 @@ from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
 from app.core.queue import Bell, publisher_app
 from app.core.recall import Recall
+from app.domain.access import Budget
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
 from app.domain.policy import Policy, RetryPolicy
 from app.domain.pricing import PriceTable
 from app.domain.state import JobState
+from app.services.backlog import Backlog
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
@@ -75,6 +77,7 @@ class Runtime:
     health: HealthChecks
     inbox: WebhookInbox
     gatekeeper: Gatekeeper
+    backlog: Backlog
     prices: PriceTable
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -181,7 +184,14 @@ async def open_runtime(
         bell.start()
         stack.callback(bell.stop)
         ledger = Ledger(
-            database, policy_of(settings), on_end=partial(_count_end, counters)
+            database,
+            policy_of(settings),
+            on_end=partial(_count_end, counters),
+            budget=Budget(
+                settings.budget_job_usd,
+                settings.budget_day_usd,
+                settings.budget_month_usd,
+            ),
         )
         admin_key = settings.admin_api_key
         gatekeeper = Gatekeeper(
@@ -219,6 +229,7 @@ async def open_runtime(
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
             gatekeeper=gatekeeper,
+            backlog=Backlog(ledger, settings.max_pending_jobs),
             prices=prices,
         )
 

@@ -14,7 +14,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from uuid_utils.compat import uuid7
 
 from app.api.deps import (
     parse_body,
@@ -24,11 +23,18 @@ from app.api.deps import (
     runtime_of,
     write_cursor,
 )
-from app.api.guard import GuardedRoute, needs
-from app.api.views import etag_of, job_body, model_body, newborn_body, respond
+from app.api.guard import GuardedRoute, caller_of, needs
+from app.api.intake import (
+    accept,
+    estimate,
+    new_job,
+    once_of,
+    plain_values,
+    replayed,
+)
+from app.api.views import etag_of, job_body, model_body, respond
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
-from app.core.crashpoints import Point, reach
 from app.core.stopping import pause
 from app.domain.access import Scope
 from app.domain.errors import Conflict
@@ -41,7 +47,6 @@ from app.services import job_queries, job_service
 from app.services.job_queries import JobFilter, JobRecord
 from app.services.job_records import PRIORITIES
 from app.services.job_service import Change
-from app.services.submission import NewJob
 from app.services.translation import CommonRequest
 
 router = APIRouter(route_class=GuardedRoute)
@@ -62,8 +67,9 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document the problem answers of a route."""
     texts = {
         400: "A path or query parameter is wrong.",
+        402: "It may cost more than a budget has left, or its price is unknown.",
         404: "There is no such job or model.",
-        409: "The job's status does not allow it.",
+        409: "The job's status does not allow it, or an equal request is being accepted.",
         413: "The body is too large.",
         422: "The body does not fit its schema, or the model's.",
         503: "The database or the catalogue does not answer; nothing was accepted.",
@@ -85,21 +91,54 @@ _BODY = {
     }
 }
 
+_ONCE = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "Any text of yours; a repeat with the same one makes no second"
+            " job. Kept for 24 hours at least.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        }
+    ]
+}
+
 
 @router.post(
     "/generate",
     status_code=202,
     response_model=schemas.Job,
-    responses=_problems(404, 413, 422, 503),
-    openapi_extra=_BODY,
+    responses=_problems(400, 402, 404, 409, 413, 422, 503)
+    | {
+        200: {
+            "model": schemas.Estimate,
+            "description": "With `dry_run`: what it would mean.",
+        }
+    },
+    openapi_extra=_BODY | _ONCE,
     tags=["jobs"],
     summary="Submit a job",
 )
 @needs(Scope.GENERATE)
-async def generate(request: Request) -> Response:
-    """Accept a job: it is stored before this answers, and will be looked after from then on."""
-    runtime = runtime_of(request)
+async def generate(
+    request: Request,
+    dry_run: Annotated[
+        bool,
+        Query(
+            description="Say what it would cost and when it would start; buy nothing."
+        ),
+    ] = False,
+) -> Response:
+    """Accept a job: it is stored before this answers, and will be looked after from then on.
+
+    With an `Idempotency-Key` a repeat gets the first answer again, for 24 hours at least.
+    """
+    runtime, caller = runtime_of(request), caller_of(request)
     wanted = await parse_body(request, schemas.GenerateRequest)
+    once = None if dry_run else once_of(request, "generate", plain_values(wanted))
+    if once and (repeat := await replayed(runtime, caller, once)):
+        return repeat
     prepared = await runtime.catalogue.prepare(
         CommonRequest(
             model=wanted.model or runtime.settings.default_model,
@@ -114,20 +153,20 @@ async def generate(request: Request) -> Response:
             parameters=wanted.parameters,
         )
     )
-    job = NewJob(
-        id=uuid7(),
-        request=GenerationRequest(prepared.model, prepared.input),
-        provider=runtime.client.name,
-        prompt=wanted.prompt,
+    job = new_job(
+        request,
+        GenerationRequest(prepared.model, prepared.input),
         num_outputs=prepared.num_outputs,
+        prompt=wanted.prompt,
         priority=PRIORITIES[wanted.priority],
-        deadline=runtime.settings.job_deadline,
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
-        request_id=request.scope.get("request_id"),
         warnings=prepared.warnings + _not_yet(wanted.webhook_url),
+        once=once,
     )
-    return await _accept(runtime, job)
+    if dry_run:
+        return await estimate(runtime, job)
+    return await accept(runtime, job)
 
 
 def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
@@ -135,20 +174,6 @@ def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
     if webhook_url is None:
         return ()
     return ("webhook_url is kept but not called yet: read the job's status instead.",)
-
-
-async def _accept(runtime: Runtime, job: NewJob) -> Response:
-    born = await runtime.ledger.submit(job)
-    reach(Point.SUBMIT_COMMITTED)
-    runtime.bell.ring(str(job.id))
-    location = f"{runtime.settings.api_v1_prefix}/status/{job.id}"
-    headers = {
-        "Location": location,
-        "ETag": etag_of(job.id, 1),
-        "Retry-After": "1",
-    }
-    breaker = await runtime.breaker.state()
-    return respond(newborn_body(job, born.at, breaker), 202, headers)
 
 
 @router.get(
@@ -317,32 +342,37 @@ async def cancel(request: Request, job_id: str) -> Response:
     "/jobs/{job_id}/retry",
     status_code=202,
     response_model=schemas.Job,
-    responses=_problems(400, 404, 409, 503),
+    responses=_problems(400, 402, 404, 409, 422, 503),
+    openapi_extra=_ONCE,
     tags=["jobs"],
     summary="Run a finished job again",
 )
 @needs(Scope.GENERATE)
 async def retry(request: Request, job_id: str) -> Response:
-    """Submit a new job with the same effective input; the old one stays as it is."""
-    runtime = runtime_of(request)
+    """Submit a new job with the same effective input; the old one stays as it is.
+
+    `Idempotency-Key` is honoured as by `POST /generate`.
+    """
+    runtime, caller = runtime_of(request), caller_of(request)
     old = (await runtime.ledger.read(parse_job_id(job_id))).row
+    once = once_of(request, "retry", str(old.id))
+    if once and (repeat := await replayed(runtime, caller, once)):
+        return repeat
     if not Status(old.status).is_terminal:
         raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
-    job = NewJob(
-        id=uuid7(),
-        request=GenerationRequest(old.model, old.input),
-        provider=runtime.client.name,
-        prompt=old.prompt,
+    job = new_job(
+        request,
+        GenerationRequest(old.model, old.input),
         num_outputs=old.num_outputs,
+        prompt=old.prompt,
         priority=old.priority,
-        deadline=runtime.settings.job_deadline,
         metadata=old.metadata,
         webhook_url=old.webhook_url,
-        request_id=request.scope.get("request_id"),
         retry_of=old.id,
         warnings=_not_yet(old.webhook_url),
+        once=once,
     )
-    return await _accept(runtime, job)
+    return await accept(runtime, job)
 
 
 @router.delete(

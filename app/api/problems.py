@@ -7,7 +7,7 @@ or token gets out: messages are ours, and what is not ours is "internal error".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
@@ -79,6 +79,7 @@ def problem(
     param: str | None = None,
     fields: Sequence[tuple[str, str]] = (),
     retry_after: timedelta | None = None,
+    budget: Mapping[str, str] | None = None,
 ) -> Response:
     """Make the problem response.  `fields` are (pointer, what is wrong) pairs."""
     body: dict[str, Any] = {
@@ -97,6 +98,8 @@ def problem(
             "code": code,
         },
     }
+    if budget is not None:
+        body["budget"] = budget
     if fields:
         body["errors"] = [{"pointer": at, "detail": text} for at, text in fields]
     headers = {"Cache-Control": "no-store"}
@@ -136,6 +139,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         param=field,
         fields=_fields_of(error),
         retry_after=retry_after,
+        budget=error.facts if isinstance(error, errors.BudgetExceeded) else None,
     )
 
 

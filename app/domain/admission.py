@@ -12,7 +12,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 from app.domain.access import Budget, Limits
-from app.domain.errors import BudgetExceeded, OverLimit, ServiceError
+from app.domain.errors import BudgetExceeded, Forbidden, OverLimit, ServiceError
+from app.domain.generation import GenerationRequest
+from app.domain.pricing import size_of
 
 SERVICE = "service"  # the account of all jobs together
 _SOON = timedelta(seconds=5)
@@ -64,6 +66,33 @@ class Terms:
         limits = self.limits
         counts = (limits.concurrent_jobs, limits.jobs_per_day)
         return self.budget.applies or any(one is not None for one in counts)
+
+
+def ban(limits: Limits, request: GenerationRequest, outputs: int) -> Forbidden | None:
+    """Say what about a request its key never allows; None when it is allowed."""
+    if not limits.allows_model(request.model):
+        allowed = ", ".join(sorted(limits.models or ()))
+        return Forbidden(
+            f"This key may not use {request.model}; it may use: {allowed or 'none'}.",
+            field="model",
+            code="model_not_allowed",
+        )
+    if limits.max_outputs is not None and outputs > limits.max_outputs:
+        return Forbidden(
+            f"This key may ask for {limits.max_outputs} outputs at once, not {outputs}.",
+            field="num_outputs",
+            code="too_many_outputs",
+        )
+    if limits.max_pixels is None:
+        return None
+    size = size_of(request.input, None)
+    if size is not None and size.least > limits.max_pixels:
+        return Forbidden(
+            f"This key may ask for {limits.max_pixels} pixels an output, not {size.least}.",
+            field="width",
+            code="too_large",
+        )
+    return None
 
 
 def objection(

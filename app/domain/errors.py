@@ -119,6 +119,11 @@ class Conflict(ServiceError):
 
     code = "conflict"
 
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
 
 class InProgress(Conflict):
     """The first request with this Idempotency-Key is still being accepted."""

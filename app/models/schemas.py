@@ -239,6 +239,38 @@ class Job(_Body):
     version: int = Field(description="Grows by one with every change; the ETag.")
 
 
+class Cost(_Body):
+    """What a job may cost, in dollars."""
+
+    low_usd: Decimal = Field(description="The least a completed job costs.")
+    high_usd: Decimal = Field(description="The worst case; this is what is reserved.")
+
+
+class Queue(_Body):
+    """How long the wait may be."""
+
+    pending: int = Field(description="Jobs that wait to start.")
+    starts_within_seconds: float = Field(
+        description="At most, while the provider takes purchases as usual."
+    )
+    generates_in_seconds: float | None = Field(
+        description="What the model's latest pictures took; null when there are none."
+    )
+
+
+class Estimate(_Body):
+    """What `POST /generate` would do; nothing was accepted and nothing bought."""
+
+    model: str
+    parameters: dict[str, Any] = Field(
+        description="The model's input as it would be sent; a seed is chosen anew each time."
+    )
+    num_outputs: int
+    warnings: list[str]
+    cost: Cost | None = Field(description="Null when the model's price is unknown.")
+    queue: Queue
+
+
 class JobPage(_Body):
     """Jobs, newest first."""
 
@@ -302,6 +334,16 @@ class ErrorMember(_Body):
     code: str
 
 
+class BudgetProblem(_Body):
+    """Which budget a job does not fit into, and what is left of it."""
+
+    budget: Literal["key", "service"]
+    period: Literal["job", "day", "month"] | None = None
+    needed_usd: Decimal | None = None
+    limit_usd: Decimal | None = None
+    left_usd: Decimal | None = None
+
+
 class FieldProblem(_Body):
     """One thing wrong with the payload."""
 
@@ -345,3 +387,4 @@ class Problem(BaseModel):
     request_id: str
     error: ErrorMember
     errors: list[FieldProblem] | None = None
+    budget: BudgetProblem | None = None

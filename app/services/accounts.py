@@ -18,6 +18,7 @@ from sqlalchemy import (
     ARRAY,
     Date,
     Integer,
+    Row,
     Text,
     bindparam,
     case,
@@ -56,15 +57,13 @@ def day_of(moment: datetime) -> date:
 # ------------------------------------------------------------------------ locked accounts
 
 _names = bindparam("names", type_=ARRAY(Text(), dimensions=1))
-_LOCK = (
-    select(
-        ACCOUNTS,
-        func.now().label("now"),
-    )
+_READ = (
+    select(ACCOUNTS, func.now().label("now"))
     .where(ACCOUNTS.c.name == func.any(_names))
     .order_by(ACCOUNTS.c.name)
-    .with_for_update()
 )
+_LOCK = _READ.with_for_update()
+_CLOCK = select(func.now())
 _wanted = func.unnest(_names).column_valued("wanted")
 _today = cast(func.timezone("UTC", func.now()), Date)
 _OPEN = (
@@ -93,17 +92,28 @@ async def lock(
         await conn.execute(_OPEN, values)
         rows = (await conn.execute(_LOCK, values)).all()
     now: datetime = rows[0].now
-    today = day_of(now)
-    return {
-        row.name: Account(
-            day=row.day,
-            live=row.live,
-            day_jobs=row.day_jobs,
-            day_usd=row.day_usd,
-            month_usd=row.month_usd,
-        ).on(today)
-        for row in rows
-    }, now
+    return {row.name: _account(row, now) for row in rows}, now
+
+
+async def glance(
+    conn: AsyncConnection, names: Collection[str]
+) -> tuple[dict[str, Account], datetime]:
+    """Give the accounts as they stand, without locking or opening any, and the clock."""
+    now: datetime = (await conn.execute(_CLOCK)).scalar_one()
+    found = {name: Account(day_of(now)) for name in names}
+    for row in await conn.execute(_READ, {"names": sorted(names)}):
+        found[row.name] = _account(row, now)
+    return found, now
+
+
+def _account(row: Row[Any], now: datetime) -> Account:
+    return Account(
+        day=row.day,
+        live=row.live,
+        day_jobs=row.day_jobs,
+        day_usd=row.day_usd,
+        month_usd=row.month_usd,
+    ).on(day_of(now))
 
 
 # -------------------------------------------------------------------------------- entries
@@ -265,7 +275,7 @@ def accounts_of(key_id: UUID | None, *, is_priced: bool) -> list[str]:
 def booked_finished(
     job: Movement, reserved: Decimal | None, spent: Decimal | None
 ) -> list[Mapping[str, Any]]:
-    """Give the rows of `BOOK_FINISHED` for one job: what was held is let go, what it cost is booked."""
+    """Give the rows of `BOOK_FINISHED` for one job: what it held is let go, its cost booked."""
     is_priced = reserved is not None or spent is not None
     return [
         {

@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.generation import GenerationRequest
-from app.services.job_records import ASSETS, ATTEMPTS, JOBS
+from app.services.job_records import ASSETS, ATTEMPTS, EVENTS, JOBS
 
 # How far the clocks of the processes that make ids may be from the database's.
 CLOCK_SKEW = timedelta(minutes=5)
@@ -182,10 +182,50 @@ async def out_of_time(conn: AsyncConnection, *, limit: int) -> list[UUID]:
     return list((await conn.execute(_OUT_OF_TIME, {"limit": limit})).scalars())
 
 
+_WAITING: Select[Any] = select(literal_column("1")).where(
+    JOBS.c.status == literal_column("'pending'")
+)
+_BIRTH_WARNINGS = select(EVENTS.c.data["warnings"]).where(
+    EVENTS.c.job_id == bindparam("job_id"), EVENTS.c.version == literal_column("1")
+)
+
+
+async def count_pending(conn: AsyncConnection, *, limit: int) -> int:
+    """Count the jobs that wait to start, up to a number beyond which it does not matter."""
+    counted = select(func.count()).select_from(_WAITING.limit(limit).subquery())
+    return int(await conn.scalar(counted) or 0)
+
+
+async def birth_warnings(conn: AsyncConnection, job_id: UUID) -> tuple[str, ...]:
+    """Give the warnings a job was accepted with."""
+    return tuple(await conn.scalar(_BIRTH_WARNINGS, {"job_id": job_id}) or ())
+
+
 async def owned(conn: AsyncConnection, handles: Sequence[str]) -> set[str]:
     """Tell which of the handles belong to an attempt already."""
     rows = await conn.execute(_OWNED, {"handles": list(handles)})
     return set(rows.scalars())
+
+
+# How long the latest pictures of a model took; few rows, found by its index.
+_latest = (
+    select(JOBS.c.started_at, JOBS.c.generated_at)
+    .where(JOBS.c.model == bindparam("model"))
+    .order_by(JOBS.c.id.desc())
+    .limit(50)
+    .subquery()
+)
+_USUAL = select(
+    func.percentile_cont(0.5).within_group(
+        _latest.c.generated_at - _latest.c.started_at
+    )
+)
+
+
+async def usual_duration(conn: AsyncConnection, model: str) -> timedelta | None:
+    """Say how long the latest pictures of the model took from purchase to picture."""
+    found: timedelta | None = await conn.scalar(_USUAL, {"model": model})
+    return found
 
 
 # ------------------------------------------------------------- what is at the provider

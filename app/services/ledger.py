@@ -21,11 +21,19 @@ from app.domain.access import Budget
 from app.domain.errors import InProgress, NotFound, ServiceError, Unavailable
 from app.domain.policy import Policy
 from app.domain.state import JobState
-from app.services import file_locks, job_queries, job_service, news, submission
+from app.services import (
+    file_locks,
+    job_queries,
+    job_service,
+    news,
+    repeats,
+    submission,
+)
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
 from app.services.job_service import Change, Outcome
 from app.services.news import Hint, Told
+from app.services.repeats import Earlier, Once
 from app.services.submission import Birth, NewJob
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
@@ -115,6 +123,23 @@ class Ledger:
                 await asyncio.sleep(pause)
             return await self._submits(job)
 
+    async def earlier(self, owner: str, once: Once) -> Earlier | None:
+        """Find the job an earlier equal request made; raise `KeyReused` for an unequal one."""
+        async with _within(PATIENCE), self.reading() as conn:
+            found = await repeats.find(conn, {(owner, once.key)})
+        before = found.get((owner, once.key))
+        heeded = repeats.heed(once, before) if before is not None else None
+        if isinstance(heeded, Exception):
+            raise heeded
+        return heeded
+
+    async def judge(self, job: NewJob) -> None:
+        """Raise what would forbid the job at this moment; accept nothing."""
+        async with _within(PATIENCE), self.reading() as conn:
+            found = await submission.objection_to(conn, job, service=self.budget)
+        if found is not None:
+            raise found
+
     async def change(self, change: Change) -> Outcome:
         """Put the change through the gate; raise `NotFound` or `LostClaim` as it says."""
         async with _within(PATIENCE):
@@ -124,6 +149,11 @@ class Ledger:
         """Read the job, together with whoever else reads now; raise `NotFound`."""
         async with _within(PATIENCE):
             return await self._reads(job_id)
+
+    async def count_pending(self, limit: int) -> int:
+        """Count the jobs that wait to start, `limit` at most."""
+        async with _within(PATIENCE), self.reading() as conn:
+            return await job_queries.count_pending(conn, limit=limit)
 
     async def hint(self, hint: Hint) -> Told:
         """Take news of an attempt, together with whoever else brings some; see `news.hear`.

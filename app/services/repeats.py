@@ -26,11 +26,13 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.database import arrays, unnest
+from app.domain.errors import KeyReused
 from app.models import account as tables
 from app.services.job_records import table_of
 
@@ -59,11 +61,27 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """The job an earlier request of the same key made."""
+    """The job an earlier request of the same key made, and how long ago."""
 
     job_id: UUID
     fingerprint: str
     created_at: datetime
+    age: timedelta = timedelta(0)
+
+
+def heed(once: Once, earlier: Earlier) -> Earlier | KeyReused | None:
+    """Say what an earlier request means for this one: None when it does not count."""
+    match once.kind:
+        case Kind.FIRST:
+            return None
+        case Kind.LATER if earlier.age > JOINED:
+            return None
+        case Kind.LATER | Kind.KEYED if earlier.fingerprint == once.fingerprint:
+            return earlier
+        case _:
+            return KeyReused(
+                "This Idempotency-Key was sent before, with another request."
+            )
 
 
 class Overtaken(Exception):
@@ -73,7 +91,8 @@ class Overtaken(Exception):
 Place = tuple[str, str]  # owner and key
 
 _places = unnest(SUBMISSIONS, ("owner", "key"), alias="place")
-_FIND = select(SUBMISSIONS, func.now().label("now")).join(
+_age = func.now() - SUBMISSIONS.c.created_at
+_FIND = select(SUBMISSIONS, type_coerce(_age, Interval()).label("age")).join(
     _places,
     and_(
         SUBMISSIONS.c.owner == _places.c.owner,
@@ -91,7 +110,6 @@ _new = upsert(SUBMISSIONS).from_select(
     select(_rows).order_by(_rows.c.owner, _rows.c.key),
     include_defaults=False,
 )
-_age = func.now() - SUBMISSIONS.c.created_at
 _RECORD = _new.on_conflict_do_update(
     index_elements=[SUBMISSIONS.c.owner, SUBMISSIONS.c.key],
     set_={
@@ -132,9 +150,11 @@ async def find(
     rows = [{"owner": owner, "key": key} for owner, key in places]
     values = arrays(rows, ("owner", "key"), alias="place")
     return {
-        (row.owner, row.key): Earlier(row.job_id, row.fingerprint, row.created_at)
+        (row.owner, row.key): Earlier(
+            row.job_id, row.fingerprint, row.created_at, row.age
+        )
         for row in await conn.execute(_FIND, values)
-        if row.now - row.created_at <= KEPT
+        if row.age <= KEPT
     }
 
 

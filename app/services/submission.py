@@ -27,7 +27,7 @@ from app.domain.state import Stage, Status
 from app.services import accounts, repeats
 from app.services.accounts import Movement
 from app.services.job_records import EVENTS, JOBS
-from app.services.repeats import JOINED, Earlier, Kind, Once, Place
+from app.services.repeats import Earlier, Once, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,16 @@ async def submit(
     return [desk.answer(job, born) for job in jobs]
 
 
+async def objection_to(
+    conn: AsyncConnection, job: NewJob, *, service: Budget
+) -> ServiceError | None:
+    """Say why the job would be refused at this moment, if so.  Changes and locks nothing."""
+    desk = _Desk(service)
+    if names := desk.accounts_to_lock([job]):
+        desk.accounts, desk.now = await accounts.glance(conn, names)
+    return desk.objection(job)
+
+
 class _Desk:
     """Judges one job after the other; each sees what was accepted before it."""
 
@@ -208,12 +218,12 @@ class _Desk:
 
     def judge(self, job: NewJob) -> None:
         """Accept the job, or note why not, or which one was made before."""
-        found = self._seen(job) or self._objection(job)
+        found = self._seen(job) or self.objection(job)
         if found is not None:
             self._answers[job.id] = found
             return
         for name, _ in self._terms(job):
-            if name in self.accounts:
+            if name in self.accounts:  # locked, for somebody has terms
                 self.accounts[name] = self.accounts[name].with_job(job.worst_usd)
         self.accepted.append(job)
         if job.place is not None:
@@ -225,21 +235,22 @@ class _Desk:
             return None
         if job.place not in self.held:
             return InProgress("The first request with this key is being accepted.")
-        if job.once.kind is Kind.FIRST:
-            return None
         if (made := self._made.get(job.place)) is not None:
             assert made.once is not None
-            return _same(job.once, made.once.fingerprint) or made.id
-        earlier = self.earlier.get(job.place)
-        if earlier is None:
+            just_now = Earlier(made.id, made.once.fingerprint, self.now)
+            found = repeats.heed(job.once, just_now)
+            if found is None:
+                return None
+            return found if isinstance(found, KeyReused) else made.id
+        if (before := self.earlier.get(job.place)) is None:
             return None
-        if job.once.kind is Kind.LATER and self.now - earlier.created_at > JOINED:
-            return None
-        return _same(job.once, earlier.fingerprint) or Birth(
-            earlier.job_id, earlier.created_at, is_repeat=True
-        )
+        found = repeats.heed(job.once, before)
+        if isinstance(found, Earlier):
+            return Birth(found.job_id, found.created_at, is_repeat=True)
+        return found
 
-    def _objection(self, job: NewJob) -> ServiceError | None:
+    def objection(self, job: NewJob) -> ServiceError | None:
+        """Say why the job must not be accepted, if so."""
         for name, terms in self._terms(job):
             if terms.applies:
                 account = self.accounts[name]
@@ -256,12 +267,6 @@ class _Desk:
         if isinstance(found, UUID):
             return Birth(found, born[found], is_repeat=found != job.id)
         return found
-
-
-def _same(once: Once, fingerprint: str) -> KeyReused | None:
-    if once.fingerprint == fingerprint:
-        return None
-    return KeyReused("This Idempotency-Key was sent before, with another request.")
 
 
 async def _find_born(

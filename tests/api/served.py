@@ -60,6 +60,7 @@ class StrictProblem(schemas.Problem):
 # What a route promises, by method, path template below the prefix, and status.
 _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("POST", "/generate", 202): schemas.Job,
+    ("POST", "/generate", 200): schemas.Estimate,
     ("GET", "/status/{job_id}", 200): schemas.Job,
     ("GET", "/jobs", 200): schemas.JobPage,
     ("POST", "/jobs/{job_id}/cancel", 200): schemas.Job,
