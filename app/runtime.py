@@ -108,6 +108,15 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(retry=retry)
 
 
+def budget_of(settings: Settings) -> Budget:
+    """Give what all jobs together may cost."""
+    return Budget(
+        job_usd=settings.budget_job_usd,
+        day_usd=settings.budget_day_usd,
+        month_usd=settings.budget_month_usd,
+    )
+
+
 def prices_of(settings: Settings) -> PriceTable:
     """Give the prices that apply; a wrong PRICE_FILE ends the process with one clear line.
 
@@ -187,11 +196,7 @@ async def open_runtime(
             database,
             policy_of(settings),
             on_end=partial(_count_end, counters),
-            budget=Budget(
-                settings.budget_job_usd,
-                settings.budget_day_usd,
-                settings.budget_month_usd,
-            ),
+            budget=budget_of(settings),
         )
         admin_key = settings.admin_api_key
         gatekeeper = Gatekeeper(

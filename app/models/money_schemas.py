@@ -1,6 +1,6 @@
 """The HTTP contract of money: what was used, what it cost, what is left.
 
-Dollars are texts with six decimals, so that no client makes floating-point numbers of them.
+Dollars are texts, so that no client makes floating-point numbers of them.
 """
 
 from __future__ import annotations
