@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from app.core.config import Settings, get_settings
-from app.models import schemas
+from app.models import money_schemas, schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -66,6 +66,7 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("POST", "/jobs/{job_id}/cancel", 200): schemas.Job,
     ("POST", "/jobs/{job_id}/retry", 202): schemas.Job,
     ("GET", "/models", 200): schemas.ModelList,
+    ("GET", "/usage", 200): money_schemas.Usage,
     ("GET", "/health", 200): schemas.Health,
     ("GET", "/health", 503): schemas.Health,
     ("GET", "/health/ready", 200): schemas.Health,
