@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
+from uuid import uuid4
 
 import httpx
 
@@ -102,8 +103,18 @@ class Client:
         return response
 
     def generate(self, body: Mapping[str, Any]) -> httpx.Response:
-        """Submit a job.  After a broken connection nobody knows whether it was accepted."""
-        return self.ask("POST", "/generate", json=body)
+        """Submit a job; once, also when the answer is lost and it has to be asked for again."""
+        headers = {"Idempotency-Key": uuid4().hex}
+
+        def submit() -> httpx.Response:
+            return self.ask("POST", "/generate", json=body, headers=headers)
+
+        try:
+            return submit()
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise  # nobody is there, and nothing was sent
+        except httpx.TransportError:
+            return self._patiently(submit)
 
     def status(self, job_id: str, **options: Any) -> httpx.Response:
         """Read a job."""

@@ -25,6 +25,7 @@ from app.core.counters import SharedCounters
 from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
+from app.core.links import LinkSigner, derived_key
 from app.core.queue import Bell, publisher_app
 from app.core.recall import Recall
 from app.domain.access import Budget
@@ -36,11 +37,13 @@ from app.domain.state import JobState
 from app.services.backlog import Backlog
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
+from app.services.forgetting import ForgetSubmissions
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_breaker, open_media_client
+from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
 from app.services.prices import UnusablePrices, load_prices
 from app.services.reconciler import Reconciler
@@ -71,6 +74,7 @@ class Runtime:
     client: MediaClient
     catalogue: Catalogue
     store: MediaStore
+    links: MediaLinks
     counters: SharedCounters
     throttle: Throttle
     breaker: CircuitBreaker
@@ -128,6 +132,18 @@ def prices_of(settings: Settings) -> PriceTable:
         return load_prices(settings.price_file)
     except UnusablePrices as error:
         refuse_to_start("price_file", f"{error}: see docs/money.md")
+
+
+def links_of(settings: Settings) -> MediaLinks:
+    """Give what makes and checks the addresses of files; the same in every process."""
+    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
+    if not keys:
+        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
+    return MediaLinks(
+        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
+        public_base_url=settings.public_base_url,
+        is_guarded=settings.demands_keys,
+    )
 
 
 def _open_redis(settings: Settings) -> Redis:
@@ -217,6 +233,7 @@ async def open_runtime(
             client=client,
             catalogue=catalogue,
             store=store,
+            links=links_of(settings),
             counters=counters,
             throttle=throttle,
             breaker=breaker,
@@ -287,6 +304,7 @@ def _duties(
         ),
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
         EndOutOfTime(ledger, engine),
+        ForgetSubmissions(ledger),
     )
 
 

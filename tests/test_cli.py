@@ -339,11 +339,26 @@ def test_patience_ends(api: Stub, tmp_path: Path) -> None:
     assert api.url in result.stderr.splitlines()[-1]
 
 
-def test_a_submission_is_never_repeated(api: Stub, tmp_path: Path) -> None:
-    api.on(GENERATE, None)
+def test_a_submission_whose_answer_is_lost_is_sent_again_as_the_same(
+    api: Stub, tmp_path: Path
+) -> None:
+    api.on(GENERATE, None, None, (202, a_job()))
 
-    assert generate(api, tmp_path).exit_code == 3
-    assert len(api.seen) == 1
+    assert generate(api, tmp_path, "--no-wait").exit_code == 0
+
+    keys = [headers["Idempotency-Key"] for _, _, headers, _ in api.seen]
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+def test_every_submission_has_a_key_of_its_own(api: Stub, tmp_path: Path) -> None:
+    api.on(GENERATE, (202, a_job()))
+
+    generate(api, tmp_path, "--no-wait")
+    generate(api, tmp_path, "--no-wait")
+
+    first, second = (headers["Idempotency-Key"] for _, _, headers, _ in api.seen)
+    assert first != second
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing(api: Stub, tmp_path: Path) -> None:

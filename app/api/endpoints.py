@@ -32,7 +32,13 @@ from app.api.intake import (
     plain_values,
     replayed,
 )
-from app.api.views import etag_of, job_body, model_body, respond
+from app.api.views import (
+    etag_of,
+    etag_with_links,
+    job_body,
+    model_body,
+    respond,
+)
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
 from app.core.stopping import pause
@@ -47,6 +53,7 @@ from app.services import job_queries, job_service
 from app.services.job_queries import JobFilter, JobRecord
 from app.services.job_records import PRIORITIES
 from app.services.job_service import Change
+from app.services.media_links import Addresses
 from app.services.translation import CommonRequest
 
 router = APIRouter(route_class=GuardedRoute)
@@ -137,7 +144,7 @@ async def generate(
     runtime, caller = runtime_of(request), caller_of(request)
     wanted = await parse_body(request, schemas.GenerateRequest)
     once = None if dry_run else once_of(request, "generate", plain_values(wanted))
-    if once and (repeat := await replayed(runtime, caller, once)):
+    if once and (repeat := await replayed(runtime, caller.owner, once)):
         return repeat
     prepared = await runtime.catalogue.prepare(
         CommonRequest(
@@ -163,10 +170,19 @@ async def generate(
         webhook_url=wanted.webhook_url,
         warnings=prepared.warnings + _not_yet(wanted.webhook_url),
         once=once,
+        owner=caller.owner,
+        is_public=_is_public(runtime, wanted.visibility),
     )
     if dry_run:
         return await estimate(runtime, job)
     return await accept(runtime, job)
+
+
+def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> bool:
+    """Private is what a caller with a key expects; without keys it could not be kept."""
+    if visibility is None:
+        return not runtime.settings.demands_keys
+    return visibility == "public"
 
 
 def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
@@ -204,19 +220,21 @@ async def status(
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
     known = request.headers.get("if-none-match")
-    record = await _wait_for(runtime, key, known, wait)
-    etag = etag_of(key, record.row.version)
+    realm = caller_of(request).realm
+    record = await _wait_for(runtime, key, realm, known, wait)
+    addresses = runtime.links.now()
+    etag = etag_with_links(record, addresses)
     if known is not None and _mentions(known, etag):
         return Response(
             status_code=304, headers={"ETag": etag, "Cache-Control": "no-store"}
         )
-    return await _tell(runtime, record, etag)
+    return await _tell(runtime, record, addresses)
 
 
-async def _tell(runtime: Runtime, record: JobRecord, etag: str) -> Response:
+async def _tell(runtime: Runtime, record: JobRecord, addresses: Addresses) -> Response:
     breaker = await _breaker(runtime, (record,))
-    body = job_body(record, runtime.settings.public_base_url, breaker)
-    return respond(body, headers={"ETag": etag})
+    headers = {"ETag": etag_with_links(record, addresses)}
+    return respond(job_body(record, addresses, breaker), headers=headers)
 
 
 async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerState:
@@ -227,13 +245,13 @@ async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerSta
 
 
 async def _wait_for(
-    runtime: Runtime, job_id: UUID, known: str | None, wait: float
+    runtime: Runtime, job_id: UUID, realm: str | None, known: str | None, wait: float
 ) -> JobRecord:
     """Read until the job is worth telling about, or the time is up, or the process stops."""
     deadline = time.monotonic() + wait
     rest = FIRST_POLL
     while True:
-        record = await runtime.ledger.read(job_id)
+        record = await runtime.ledger.read(job_id, realm=realm)
         is_finished = Status(record.row.status).is_terminal
         is_news = known is not None and not _mentions(
             known, etag_of(job_id, record.row.version)
@@ -259,6 +277,12 @@ def _mentions(header: str, etag: str) -> bool:
 @needs(Scope.READ)
 async def jobs(
     request: Request,
+    owner: Annotated[
+        str | None,
+        Query(
+            max_length=200, description="Whose; nobody but administrators sees others'."
+        ),
+    ] = None,
     status: Annotated[schemas.StatusWord | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=300)] = None,
     q: Annotated[
@@ -270,21 +294,25 @@ async def jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List jobs, newest first.  The cursor is stable while jobs come and go."""
-    runtime = runtime_of(request)
+    runtime, caller = runtime_of(request), caller_of(request)
+    before = read_cursor(cursor)
+    owner = _clean(owner)
+    if owner is not None and not caller.sees(owner):
+        return respond({"items": [], "next_cursor": None})
     wanted = JobFilter(
+        owner=owner or caller.realm,
         status=status,
         model=_clean(model),
         text=_clean(q),
         created_after=_storable(created_after),
         created_before=_storable(created_before),
     )
-    before = read_cursor(cursor)
     found = await promptly(_page(runtime, wanted, before, limit + 1))
     shown = found[:limit]
-    base, breaker = runtime.settings.public_base_url, await _breaker(runtime, shown)
+    addresses, breaker = runtime.links.now(), await _breaker(runtime, shown)
     return respond(
         {
-            "items": [job_body(record, base, breaker) for record in shown],
+            "items": [job_body(record, addresses, breaker) for record in shown],
             "next_cursor": (
                 write_cursor(shown[-1].row.id) if len(found) > limit else None
             ),
@@ -330,12 +358,13 @@ async def cancel(request: Request, job_id: str) -> Response:
     agrees, and it stays `processing` until then.
     """
     runtime = runtime_of(request)
-    key = parse_job_id(job_id)
-    outcome = await runtime.ledger.change(Change(key, CancelRequested()))
+    key, realm = parse_job_id(job_id), caller_of(request).realm
+    change = Change(key, CancelRequested(), realm=realm)
+    outcome = await runtime.ledger.change(change)
     if not outcome.after.is_terminal:
         runtime.bell.ring(str(key))
-    record = await runtime.ledger.read(key)
-    return await _tell(runtime, record, etag_of(key, record.row.version))
+    record = await runtime.ledger.read(key, realm=realm)
+    return await _tell(runtime, record, runtime.links.now())
 
 
 @router.post(
@@ -351,12 +380,14 @@ async def cancel(request: Request, job_id: str) -> Response:
 async def retry(request: Request, job_id: str) -> Response:
     """Submit a new job with the same effective input; the old one stays as it is.
 
-    `Idempotency-Key` is honoured as by `POST /generate`.
+    The new one belongs to the owner of the old one, and is as visible.  `Idempotency-Key` is
+    honoured as by `POST /generate`.
     """
     runtime, caller = runtime_of(request), caller_of(request)
-    old = (await runtime.ledger.read(parse_job_id(job_id))).row
+    record = await runtime.ledger.read(parse_job_id(job_id), realm=caller.realm)
+    old = record.row
     once = once_of(request, "retry", str(old.id))
-    if once and (repeat := await replayed(runtime, caller, once)):
+    if once and (repeat := await replayed(runtime, old.owner, once)):
         return repeat
     if not Status(old.status).is_terminal:
         raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
@@ -371,6 +402,8 @@ async def retry(request: Request, job_id: str) -> Response:
         retry_of=old.id,
         warnings=_not_yet(old.webhook_url),
         once=once,
+        owner=old.owner,
+        is_public=old.is_public,
     )
     return await accept(runtime, job)
 
@@ -387,18 +420,16 @@ async def retry(request: Request, job_id: str) -> Response:
 async def delete(request: Request, job_id: str) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
     runtime = runtime_of(request)
-    key = parse_job_id(job_id)
-    files = await promptly(_delete(runtime, key))
+    key, realm = parse_job_id(job_id), caller_of(request).realm
+    files = await promptly(_delete(runtime, key, realm))
     async with runtime.ledger.removing(files) as orphans:
         await runtime.store.delete(orphans)
     return Response(status_code=204)
 
 
-async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
+async def _delete(runtime: Runtime, job_id: UUID, realm: str | None) -> list[str]:
     async with runtime.ledger.transaction() as conn:
-        files = await job_service.keys_of(conn, job_id)
-        await job_service.delete_job(conn, job_id)
-    return files
+        return await job_service.delete_job(conn, job_id, realm=realm)
 
 
 @router.get(

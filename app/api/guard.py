@@ -90,6 +90,15 @@ async def admit(request: Request, runtime: Runtime, scope: Scope) -> Caller:
     return caller
 
 
+async def admit_or_nobody(
+    request: Request, runtime: Runtime, scope: Scope
+) -> Caller | None:
+    """Let in whoever brings no key, as nobody; a key that is brought must be a valid one."""
+    if _secret(request) is None:
+        return None
+    return await admit(request, runtime, scope)
+
+
 def _secret(request: Request) -> str | None:
     """Read the key from either header; the empty string when it makes no sense."""
     given = request.headers.get("authorization")

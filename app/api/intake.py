@@ -19,7 +19,6 @@ from app.api.guard import caller_of
 from app.api.problems import BadParameter
 from app.api.views import etag_of, newborn_body, respond
 from app.core.crashpoints import Point, reach
-from app.domain.access import Caller
 from app.domain.admission import ban, plain
 from app.domain.errors import Conflict, NotFound
 from app.domain.generation import JSON, GenerationRequest
@@ -73,18 +72,18 @@ def _read_key(given: list[str]) -> str:
     return key
 
 
-async def replayed(runtime: Runtime, caller: Caller, once: Once) -> Response | None:
+async def replayed(runtime: Runtime, owner: str, once: Once) -> Response | None:
     """Answer as the earlier equal request was, if there was one; raise for an unequal one."""
-    earlier = await runtime.ledger.earlier(caller.owner, once)
+    earlier = await runtime.ledger.earlier(owner, once)
     if earlier is None:
         return None
-    return await _replay(runtime, earlier.job_id, once)
+    return await _replay(runtime, owner, earlier.job_id, once)
 
 
-async def _replay(runtime: Runtime, job_id: UUID, once: Once) -> Response:
+async def _replay(runtime: Runtime, owner: str, job_id: UUID, once: Once) -> Response:
     """Say again what was said when the job was accepted."""
     try:
-        row = (await runtime.ledger.read(job_id)).row
+        row = (await runtime.ledger.read(job_id, realm=owner)).row
     except NotFound:
         raise Conflict(
             "The job of this request was deleted; send another Idempotency-Key for a new one.",
@@ -134,6 +133,8 @@ def new_job(
     webhook_url: str | None,
     warnings: tuple[str, ...],
     once: Once | None,
+    owner: str,
+    is_public: bool,
     retry_of: UUID | None = None,
 ) -> NewJob:
     """Make the caller's job; raise `Forbidden` for what the caller's key never allows."""
@@ -154,7 +155,8 @@ def new_job(
         request_id=request.scope.get("request_id"),
         retry_of=retry_of,
         warnings=warnings,
-        owner=caller.owner,
+        owner=owner,
+        is_public=is_public,
         key_id=caller.key_id,
         worst_usd=None if cost is None else cost.high,
         limits=caller.limits,
@@ -170,7 +172,7 @@ async def accept(runtime: Runtime, job: NewJob) -> Response:
     birth = await runtime.ledger.submit(job)
     if birth.is_repeat:
         assert job.once is not None
-        return await _replay(runtime, birth.job_id, job.once)
+        return await _replay(runtime, job.owner, birth.job_id, job.once)
     reach(Point.SUBMIT_COMMITTED)
     runtime.bell.ring(str(job.id))
     return await _tell(runtime, job, birth.at, {})

@@ -28,6 +28,7 @@ PARAMETERS_LIMIT = 64 * 1024
 StatusWord = Literal["pending", "processing", "completed", "failed", "cancelled"]
 StageWord = Literal["queued", "submitting", "reconciling", "generating", "storing"]
 PriorityWord = Literal["low", "normal", "high"]
+VisibilityWord = Literal["private", "public"]
 
 
 def _storable(text: str) -> str:
@@ -158,13 +159,22 @@ class GenerateRequest(_Body):
         default_factory=dict, description="Yours; kept and returned; at most 16 KiB."
     )
     priority: PriorityWord = Field("normal", description="Place in the queue.")
+    visibility: VisibilityWord | None = Field(
+        None,
+        description="Who may have the pictures: `public`, anybody who knows the address;"
+        " `private`, your keys and signed links.  Default: `private` where keys are"
+        " demanded.",
+    )
 
 
 class Output(_Body):
     """One stored picture."""
 
     index: int
-    url: str = Field(description="Where to get it; immutable, cacheable for ever.")
+    url: str = Field(
+        description="Where to get it.  A private file's works for a while: read the job"
+        " again for a new one."
+    )
     content_type: str
     size_bytes: int
     width: int = Field(description="Pixels.")
@@ -210,6 +220,8 @@ class Job(_Body):
     """A job as it stands."""
 
     job_id: UUID
+    owner: str = Field(description="Whom it belongs to: all keys of this name see it.")
+    visibility: VisibilityWord = Field(description="Who may have the pictures.")
     status: StatusWord
     stage: StageWord | None = Field(description="What a live job waits for.")
     waiting_for: Waiting | None = Field(
@@ -224,7 +236,9 @@ class Job(_Body):
     num_outputs: int
     progress: float | None = Field(description="0 to 1, where the model says.")
     attempts: int = Field(description="Purchases intended so far.")
-    image_path: str | None = Field(description="URL path of the first output.")
+    image_path: str | None = Field(
+        description="URL path of the first output, with its query when it is private."
+    )
     outputs: list[Output]
     warnings: list[str]
     error: JobError | None
@@ -236,7 +250,9 @@ class Job(_Body):
     completed_at: datetime | None
     retry_of: UUID | None
     metadata: dict[str, Any]
-    version: int = Field(description="Grows by one with every change; the ETag.")
+    version: int = Field(
+        description="Grows by one with every change; part of the ETag."
+    )
 
 
 class Cost(_Body):

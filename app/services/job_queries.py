@@ -48,6 +48,7 @@ class JobRecord:
 class JobFilter:
     """Which jobs to list; None means any.  `text` is looked for in the prompt."""
 
+    owner: str | None = None
     status: str | None = None
     model: str | None = None
     text: str | None = None
@@ -111,6 +112,8 @@ async def page(
 
 
 def _narrow(query: Select[Any], wanted: JobFilter) -> Select[Any]:
+    if wanted.owner is not None:
+        query = query.where(JOBS.c.owner == wanted.owner)
     if wanted.status is not None:
         query = query.where(JOBS.c.status == wanted.status)
     if wanted.model is not None:

@@ -29,6 +29,7 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -42,6 +43,7 @@ from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
     JOBS,
+    UPLOADS,
     SELECT_STATE,
     Claim,
     StoredOutput,
@@ -65,7 +67,8 @@ class Hold(Enum):
 class Change:
     """One event for one job, to go through the gate.
 
-    With a `token` the change is refused (`LostClaim`) unless that claim still stands.
+    With a `token` the change is refused (`LostClaim`) unless that claim still stands.  With a
+    `realm`, a job of any other owner is as unknown as one that does not exist.
     """
 
     job_id: UUID
@@ -74,6 +77,7 @@ class Change:
     token: UUID | None = None
     outputs: tuple[StoredOutput, ...] = ()
     cost_usd: Decimal | None = None
+    realm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +274,7 @@ async def transition(
     writes = Writes()
     for change in changes:
         row = rows.get(change.job_id)
-        if row is None:
+        if row is None or change.realm not in (None, row.owner):
             outcomes.append(NotFound("There is no such job."))
             continue
         if change.token is not None and change.token != tokens[row.id]:
@@ -346,39 +350,36 @@ async def cancel_again(
     await conn.execute(_CANCEL_AGAIN, {"attempt_id": attempt_id, "after": after})
 
 
+_among = func.any(bindparam("keys", type_=ARRAY(Text(), dimensions=1)))
+_USED = union_all(
+    select(ASSETS.c.key).where(ASSETS.c.key == _among),
+    select(UPLOADS.c.key).where(UPLOADS.c.key == _among),
+)
 _KEYS_OF = select(ASSETS.c.key).where(ASSETS.c.job_id == bindparam("job_id"))
 
 
-async def delete_job(conn: AsyncConnection, job_id: UUID) -> None:
-    """Remove a finished job with all its rows; its files are `orphans_among`'s.
+async def delete_job(
+    conn: AsyncConnection, job_id: UUID, *, realm: str | None
+) -> list[str]:
+    """Remove a finished job with all its rows; name its files, some of which are orphans now.
 
-    Raise `NotFound`, or `Conflict` for a live job.  Does not commit.
+    With a `realm`, a job of any other owner is as unknown as one that does not exist.  Raise
+    `NotFound`, or `Conflict` for a live job.  Does not commit.
     """
-    status = await conn.scalar(
-        select(JOBS.c.status).where(JOBS.c.id == job_id).with_for_update()
+    found = await conn.execute(
+        select(JOBS.c.status, JOBS.c.owner).where(JOBS.c.id == job_id).with_for_update()
     )
-    if status is None:
+    row = found.one_or_none()
+    if row is None or realm not in (None, row.owner):
         raise NotFound("There is no such job.")
-    if not Status(status).is_terminal:
-        raise Conflict(f"The job is {status}: cancel it first, then delete it.")
+    if not Status(row.status).is_terminal:
+        raise Conflict(f"The job is {row.status}: cancel it first, then delete it.")
+    files = list((await conn.execute(_KEYS_OF, {"job_id": job_id})).scalars())
     await conn.execute(delete(JOBS).where(JOBS.c.id == job_id))
-
-
-async def keys_of(conn: AsyncConnection, job_id: UUID) -> list[str]:
-    """Name the files of a job."""
-    return list((await conn.execute(_KEYS_OF, {"job_id": job_id})).scalars())
+    return files
 
 
 async def orphans_among(conn: AsyncConnection, keys: Sequence[str]) -> list[str]:
-    """Tell which of the files no job has any more."""
-    used = set(
-        (
-            await conn.execute(
-                select(ASSETS.c.key).where(
-                    ASSETS.c.key
-                    == func.any(bindparam("keys", list(keys), type_=ARRAY(Text())))
-                )
-            )
-        ).scalars()
-    )
+    """Tell which of the files no job and no upload has any more, whoever's."""
+    used = set((await conn.execute(_USED, {"keys": list(keys)})).scalars())
     return [key for key in keys if key not in used]

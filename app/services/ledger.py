@@ -145,10 +145,16 @@ class Ledger:
         async with _within(PATIENCE):
             return await self._changes(change)
 
-    async def read(self, job_id: UUID) -> JobRecord:
-        """Read the job, together with whoever else reads now; raise `NotFound`."""
+    async def read(self, job_id: UUID, *, realm: str | None) -> JobRecord:
+        """Read the job, together with whoever else reads now; raise `NotFound`.
+
+        With a `realm`, a job of any other owner is as unknown as one that does not exist.
+        """
         async with _within(PATIENCE):
-            return await self._reads(job_id)
+            record = await self._reads(job_id)
+        if realm not in (None, record.row.owner):
+            raise NotFound("There is no such job.")
+        return record
 
     async def count_pending(self, limit: int) -> int:
         """Count the jobs that wait to start, `limit` at most."""
@@ -197,7 +203,7 @@ class Ledger:
 
     @asynccontextmanager
     async def removing(self, keys: Sequence[str]) -> AsyncIterator[list[str]]:
-        """Give those of the files no job has any more, and keep it so while inside."""
+        """Give those of the files nobody has any more, and keep it so while inside."""
         if not keys:
             yield []
             return

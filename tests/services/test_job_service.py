@@ -811,8 +811,7 @@ async def test_deleting_removes_every_row_and_tells_which_files_are_orphans(
     await jobs.settle(claim, Stored(2), outputs=outputs)
 
     async with engine.begin() as conn:
-        keys = await job_service.keys_of(conn, job_id)
-        await job_service.delete_job(conn, job_id)
+        keys = await job_service.delete_job(conn, job_id, realm=None)
         orphans = await job_service.orphans_among(conn, keys)
 
     assert sorted(keys) == [f"ab/{shared}.png", f"cd/{own}.png"]
@@ -828,7 +827,7 @@ async def test_a_live_job_cannot_be_deleted(
 
     with pytest.raises(Conflict, match="cancel it first"):
         async with engine.begin() as conn:
-            await job_service.delete_job(conn, job_id)
+            await job_service.delete_job(conn, job_id, realm=None)
 
     assert (await jobs.row(job_id)).status == "pending"
 
@@ -836,7 +835,7 @@ async def test_a_live_job_cannot_be_deleted(
 async def test_deleting_an_unknown_job_says_so(engine: AsyncEngine) -> None:
     with pytest.raises(NotFound):
         async with engine.begin() as conn:
-            await job_service.delete_job(conn, uuid4())
+            await job_service.delete_job(conn, uuid4(), realm=None)
 
 
 # ------------------------------------------------------- laws the table keeps by itself
