@@ -246,6 +246,43 @@ def retry(
         _show(client, client.verb(job_id, "retry"), as_json)
 
 
+@app.command()
+def usage(
+    by: Annotated[
+        str,
+        typer.Option(help="day, model, key or owner; several with commas between."),
+    ] = "day",
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="DAY", help="First UTC day; 30 days by default."
+        ),
+    ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--to", metavar="DAY", help="Last UTC day; today by default."),
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose jobs; for administrators.")
+    ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was made, what it cost, and what budgets have left."""
+    from app.terminal import print_json
+    from app.terminal_usage import show_usage
+
+    wanted = {"by": by, "from": first, "to": last, "owner": owner}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    with talking(url, key) as client:
+        found = client.ask("GET", "/usage", params=given).json()
+    if as_json:
+        print_json(found)
+    else:
+        show_usage(found)
+
+
 def _see_through(
     client: Client, job: Job, etag: str | None, folder: Path, as_json: bool
 ) -> None:

@@ -15,7 +15,16 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 
 from app import __version__
-from app.api import audit, callbacks, endpoints, keys, media, ops, problems
+from app.api import (
+    audit,
+    callbacks,
+    endpoints,
+    keys,
+    media,
+    ops,
+    problems,
+    usage,
+)
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
 from app.core.config import Settings, get_settings
@@ -73,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
     app.include_router(keys.router, prefix=settings.api_v1_prefix)
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
+    app.include_router(usage.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)

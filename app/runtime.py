@@ -128,6 +128,15 @@ def links_of(settings: Settings) -> MediaLinks:
     )
 
 
+def budget_of(settings: Settings) -> Budget:
+    """Give what all jobs together may cost."""
+    return Budget(
+        job_usd=settings.budget_job_usd,
+        day_usd=settings.budget_day_usd,
+        month_usd=settings.budget_month_usd,
+    )
+
+
 def prices_of(settings: Settings) -> PriceTable:
     """Give the prices that apply; a wrong PRICE_FILE ends the process with one clear line.
 
@@ -220,11 +229,7 @@ async def open_runtime(
             database,
             policy_of(settings),
             on_end=partial(_count_end, counters),
-            budget=Budget(
-                settings.budget_job_usd,
-                settings.budget_day_usd,
-                settings.budget_month_usd,
-            ),
+            budget=budget_of(settings),
         )
         lifeline = Lifeline(redis)
         stack.push_async_callback(lifeline.aclose)

@@ -125,7 +125,11 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
-        "ix_ledger_entries_day_owner", "ledger_entries", ["day", "owner"], unique=False
+        "ix_ledger_entries_day_owner",
+        "ledger_entries",
+        ["day", "owner"],
+        unique=False,
+        postgresql_where=sa.text("kind = 'charge'"),
     )
     op.create_table(
         "owners",

@@ -34,6 +34,7 @@ from app.runtime import Runtime
 from app.services import job_queries
 from app.services.health import Condition, PartHealth, overall, pool_figures
 from app.services.job_queries import LiveFigures
+from app.services.usage import Money, service_money
 
 health_router = APIRouter(
     prefix="/health", tags=["operations"], route_class=GuardedRoute
@@ -45,7 +46,7 @@ metrics_router = APIRouter(tags=["operations"], route_class=GuardedRoute)
 FIGURES_LIFE = timedelta(seconds=5)
 
 # Every metric: its kind and what it says.  Kept in Redis by all processes together, but for
-# the gauges, which are read from the tables (and this process's pool) at the scrape.
+# the gauges and the money, which are read from the tables (and this process's pool) at the scrape.
 METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_jobs": ("gauge", "Jobs by status."),
     "mgs_jobs_stage": ("gauge", "Live jobs by what they wait for."),
@@ -88,6 +89,8 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
     "mgs_rate_limited": ("counter", "Requests refused for a limit, by its code."),
     "mgs_auth_failures": ("counter", "Wrong API keys."),
+    "mgs_cost_usd": ("counter", "What finished jobs cost, as far as prices are known."),
+    "mgs_reserved_usd": ("gauge", "What is held for jobs that are not finished."),
     "mgs_http_requests": ("counter", "Requests answered."),
     "mgs_http_request_seconds": ("histogram", "Time to answer."),
 }
@@ -195,7 +198,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         return known[1]
     gauges: Gauges = {}
     try:
-        by_status, live = await promptly(_count(runtime))
+        by_status, live, money = await promptly(_count(runtime))
     except Unavailable:
         return gauges
     queued = live.by_stage.get("queued", 0)
@@ -205,6 +208,8 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
     gauges["mgs_jobs_stage"] = [({"stage": s}, n) for s, n in live.by_stage.items()]
     gauges["mgs_jobs_in_flight"] = [({}, in_flight)]
     gauges["mgs_queue_depth"] = [({}, queued)]
+    gauges["mgs_cost_usd"] = [({}, float(money.spent_usd))]
+    gauges["mgs_reserved_usd"] = [({}, float(money.reserved_usd))]
     gauges["mgs_queue_oldest_age_seconds"] = [({}, live.overdue.total_seconds())]
     try:
         gauges["mgs_workers"] = [({}, len(await heartbeat.living(runtime.redis)))]
@@ -220,10 +225,11 @@ async def _breaker(runtime: Runtime) -> Gauges:
     return {"mgs_provider_breaker_state": series}
 
 
-async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures]:
+async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures, Money]:
     async with runtime.ledger.reading() as conn:
         by_status = await job_queries.count_by_status(conn)
-        return by_status, await job_queries.live_figures(conn)
+        live = await job_queries.live_figures(conn)
+        return by_status, live, await service_money(conn)
 
 
 class _Exposition(Collector):
@@ -259,6 +265,8 @@ class _Exposition(Collector):
         series = self._counted.counters.get(name.removeprefix("mgs_"), {})
         for labels, value in series.items():
             family.add_sample(f"{name}_total", dict(labels), value)
+        for read, value in self._gauges.get(name, ()):
+            family.add_sample(f"{name}_total", read, value)
         return family
 
     def _histogram(self, name: str, text: str) -> HistogramMetricFamily:

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from app.core.config import Settings, get_settings
-from app.models import key_schemas, schemas
+from app.models import key_schemas, money_schemas, schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -71,6 +71,7 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("GET", "/keys/{key_id}", 200): key_schemas.Key,
     ("PATCH", "/keys/{key_id}", 200): key_schemas.Key,
     ("GET", "/audit", 200): key_schemas.AuditPage,
+    ("GET", "/usage", 200): money_schemas.Usage,
     ("GET", "/health", 200): schemas.Health,
     ("GET", "/health", 503): schemas.Health,
     ("GET", "/health/ready", 200): schemas.Health,
