@@ -487,6 +487,65 @@ def test_jobs_as_json_is_the_apis_answer(api: Stub) -> None:
     assert json.loads(run("jobs", "--json", "--url", api.url).stdout) == page
 
 
+def a_usage(**changes: Any) -> dict[str, Any]:
+    sums = {"jobs": 3, "completed": 2, "failed": 1, "cancelled": 0, "outputs": 5}
+    priced = sums | {"cost_usd": "0.015", "unpriced_jobs": 0}
+    unpriced = sums | {"cost_usd": None, "unpriced_jobs": 3}
+    period = {"spent_usd": "1", "reserved_usd": "0.5"}
+    limited = period | {"limit_usd": "2", "left_usd": "0.5"}
+    boundless = period | {"limit_usd": None, "left_usd": None}
+    return {
+        "from": "2026-10-28",
+        "to": "2026-11-26",
+        "by": ["model", "key"],
+        "rows": [
+            {"model": "acme/painter", "key_id": JOB_ID} | priced,
+            {"model": "acme/[bold]", "key_id": None} | unpriced,
+        ],
+        "has_more": False,
+        "totals": priced | {"jobs": 6, "unpriced_jobs": 3},
+        "budget": {
+            "key": {"job_usd": None, "day": limited, "month": boundless},
+            "service": None,
+        },
+    } | changes
+
+
+def test_usage_is_a_table_with_a_total_and_what_is_left(api: Stub) -> None:
+    api.on("GET /api/v1/usage", a_usage())
+
+    words = "usage --by model,key --from 2026-10-28 --to 2026-11-26 --owner ann --url"
+    result = run(*words.split(), api.url)
+
+    head, _, first, second, total, left = (
+        line.split() for line in result.stdout.splitlines()
+    )
+    counts = ["jobs", "completed", "failed", "cancelled", "outputs"]
+    assert head == ["model", "key", *counts, "USD", "unpriced"]
+    assert first == ["acme/painter", JOB_ID, *"32105", "0.015"]
+    assert second == ["acme/[bold]", "none", *"32105", "unknown", "3"]
+    assert total == ["total", *"62105", "0.015", "3"]
+    expected = "key, this day: 0.5 USD left of 2 (1 spent, 0.5 held for jobs under way)"
+    assert " ".join(left) == expected
+    query = api.seen[0][1].partition("?")[2]
+    assert query == "by=model%2Ckey&from=2026-10-28&to=2026-11-26&owner=ann"
+
+
+def test_usage_says_when_it_does_not_tell_everything(api: Stub) -> None:
+    api.on("GET /api/v1/usage", a_usage(has_more=True))
+
+    result = run("usage", "--url", api.url)
+
+    assert "more groups" in result.stderr
+    assert api.seen[0][1].partition("?")[2] == "by=day"
+
+
+def test_usage_as_json_is_the_apis_answer(api: Stub) -> None:
+    api.on("GET /api/v1/usage", a_usage())
+
+    assert json.loads(run("usage", "--json", "--url", api.url).stdout) == a_usage()
+
+
 def test_cancel_and_retry_show_the_job(api: Stub) -> None:
     working = a_job(status="processing", stage="generating")
     api.on(f"POST /api/v1/jobs/{JOB_ID}/cancel", working)

@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 
 from app.api.bodies import Arrival
 from app.api.problems import on_http_error
+from app.api.rates import rate_fields
 from app.api.safe_headers import RawHeaders, missing
 from app.runtime import Runtime
 
@@ -117,7 +118,7 @@ class _Answer:
         arrival = self._arrival
         if not arrival.is_whole and _is_small(self._scope):
             await arrival.take_in(_SMALL_BODY, _SMALL_WAIT)
-        ours = self._ours
+        ours = [*self._ours, *rate_fields(self._scope)]
         if not arrival.is_whole or _is_stopping(self._scope):
             # Nobody else may come by this connection: it is about to be closed, and an open
             # one would hold the end up.  HTTP/2 has no such header.

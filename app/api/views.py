@@ -12,6 +12,7 @@ import orjson
 from fastapi.responses import Response
 
 from app.core.breaker import BreakerState
+from app.domain.admission import plain
 from app.domain.generation import ModelDescription
 from app.domain.pricing import Basis, Price
 from app.services.job_queries import JobRecord
@@ -111,7 +112,7 @@ def _body(
         "outputs": outputs,
         "warnings": row.warnings,
         "error": error,
-        "cost_usd": None if row.cost_usd is None else str(row.cost_usd),
+        "cost_usd": None if row.cost_usd is None else plain(row.cost_usd),
         "provider": {"name": row.provider, "prediction_id": handle},
         "timings": {
             "queued": _span(row.created_at, row.started_at),
