@@ -21,7 +21,7 @@ from app.runtime import Runtime
 from app.services.ledger import PATIENCE
 
 # What we accept is checked by ourselves, with words of our own; these describe it.
-JobId = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
+Id = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
 Cursor = Annotated[
     str | None,
     Query(

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 
 from app.api.deps import (
     Cursor,
-    JobId,
+    Id,
     Moment,
     parse_body,
     parse_job_id,
@@ -208,7 +208,7 @@ def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
 @needs(Scope.READ)
 async def status(
     request: Request,
-    job_id: JobId,
+    job_id: Id,
     wait: Annotated[
         float,
         Query(
@@ -357,7 +357,7 @@ def _storable(moment: datetime | None) -> datetime | None:
     summary="Cancel a job",
 )
 @needs(Scope.GENERATE)
-async def cancel(request: Request, job_id: JobId) -> Response:
+async def cancel(request: Request, job_id: Id) -> Response:
     """Ask for the end of a job.  A finished job stays as it is.
 
     A job that was not sent yet is cancelled at once; one under way as soon as the provider
@@ -383,7 +383,7 @@ async def cancel(request: Request, job_id: JobId) -> Response:
     summary="Run a finished job again",
 )
 @needs(Scope.GENERATE)
-async def retry(request: Request, job_id: JobId) -> Response:
+async def retry(request: Request, job_id: Id) -> Response:
     """Submit a new job with the same effective input; the old one stays as it is.
 
     The new one belongs to the owner of the old one, and is as visible.  `Idempotency-Key` is
@@ -423,7 +423,7 @@ async def retry(request: Request, job_id: JobId) -> Response:
     summary="Delete a finished job",
 )
 @needs(Scope.GENERATE)
-async def delete(request: Request, job_id: JobId) -> Response:
+async def delete(request: Request, job_id: Id) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
     runtime = runtime_of(request)
     key, realm = parse_job_id(job_id), caller_of(request).realm

@@ -15,6 +15,8 @@ from uuid_utils.compat import uuid7
 
 from app.api.audit import act_of
 from app.api.deps import (
+    Cursor,
+    Id,
     parse_body,
     promptly,
     read_cursor,
@@ -103,7 +105,7 @@ async def _create(
 async def list_keys(
     request: Request,
     owner: Annotated[str | None, Query(pattern=OWNER_PATTERN)] = None,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List keys, newest first, those that are revoked or expired included."""
@@ -132,7 +134,7 @@ async def _page(
     summary="Read a key",
 )
 @needs(Scope.ADMIN)
-async def read_key(request: Request, key_id: str) -> Response:
+async def read_key(request: Request, key_id: Id) -> Response:
     """Read what is kept of a key: everything but the key."""
     found = await promptly(_read(runtime_of(request), parse_key_id(key_id)))
     return respond(key_body(found))
@@ -151,7 +153,7 @@ async def _read(runtime: Runtime, key_id: UUID) -> KeyRecord:
     summary="Change a key",
 )
 @needs(Scope.ADMIN)
-async def change_key(request: Request, key_id: str) -> Response:
+async def change_key(request: Request, key_id: Id) -> Response:
     """Change what is named and leave the rest; it holds everywhere within a second."""
     runtime = runtime_of(request)
     target = parse_key_id(key_id)
@@ -190,7 +192,7 @@ async def _change(
     summary="Revoke a key",
 )
 @needs(Scope.ADMIN)
-async def revoke_key(request: Request, key_id: str) -> Response:
+async def revoke_key(request: Request, key_id: Id) -> Response:
     """End a key's life, for good: within a second nobody lets it in any more.
 
     Its jobs go on, and stay its owner's.  Revoking it again changes nothing.

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from app.api.rates import count_refusal
 from app.domain import errors
@@ -264,7 +265,22 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         retryable=error.status_code == 408,
     )
     response.headers.update(error.headers or {})
+    if "allow" in response.headers:
+        response.headers["Allow"] = ", ".join(_allowed(request))
     return response
+
+
+def _allowed(request: Request) -> list[str]:
+    """Give all methods of a path: the framework names those of the first route that fits."""
+    routes = [one for one in request.app.routes if not isinstance(one, Mount)]
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in routes
+        )
+    ]
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:

@@ -28,6 +28,7 @@ from app.models import key_schemas, money_schemas, schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
+from tests.support.servers import ROOT
 from tests.support.waiting import wait_for_async
 
 TOKEN = "r8_for_tests_only"
@@ -80,6 +81,9 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
 }
 
 
+# In no answer, whatever it is about: what is inside of us.
+_NEVER_TOLD = ("Traceback (most", "site-packages", "sqlalchemy.", TOKEN, str(ROOT))
+
 _DOCUMENTED: dict[str, Mapping[str, Any]] = {}
 
 
@@ -128,6 +132,9 @@ class Contract:
         if method == "HEAD":
             assert response.content == b""
             return
+        if kind.startswith(("application/", "text/plain")) and template is not None:
+            told = [one for one in _NEVER_TOLD if one in response.text]
+            assert not told, f"an answer tells {told}: {response.text}"
         if kind.startswith("application/problem+json"):
             check_problem(response)
             return
