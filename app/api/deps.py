@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Coroutine, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, TypeVar, get_args
 from uuid import UUID
 
@@ -35,11 +35,14 @@ Cursor = Annotated[
 def _written_out(given: object) -> object:
     """Refuse a bare number: nobody can tell whether it counts seconds or milliseconds."""
     if isinstance(given, str) and not re.match(r"\d{4}-\d\d-\d\d", given, re.ASCII):
-        raise ValueError("must be a moment such as 2026-11-23T20:00:00Z")
+        raise ValueError(
+            "must be written out, such as 2026-11-23 or 2026-11-23T20:00:00Z"
+        )
     return given
 
 
 Moment = Annotated[datetime, BeforeValidator(_written_out)]
+Day = Annotated[date, BeforeValidator(_written_out)]
 
 _CURSOR = re.compile(r"[\w-]{22}", re.ASCII)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from app.api.deps import promptly, runtime_of
+from app.api.deps import Day, promptly, runtime_of
 from app.api.guard import GuardedRoute, caller_of, needs
 from app.api.problems import BadParameter
 from app.api.views import respond
@@ -51,11 +51,11 @@ async def usage(
         ),
     ] = "day",
     first: Annotated[
-        date | None,
+        Day | None,
         Query(alias="from", description="First UTC day; 30 days in all if left out."),
     ] = None,
     last: Annotated[
-        date | None, Query(alias="to", description="Last UTC day; today if left out.")
+        Day | None, Query(alias="to", description="Last UTC day; today if left out.")
     ] = None,
     owner: Annotated[
         str | None,
