@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 
 from app import __version__
-from app.api import callbacks, endpoints, media, ops, problems
+from app.api import callbacks, endpoints, media, ops, problems, uploads
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
 from app.core.config import Settings, get_settings
@@ -67,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         debug=False,  # a traceback never leaves in an answer; DEBUG makes logs wordy
     )
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
+    app.include_router(uploads.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.metrics_router)

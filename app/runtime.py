@@ -36,13 +36,17 @@ from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
+from app.services.housekeeping import RemoveUnusedUploads
+from app.services.inputs import Inputs
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_store import MediaStore, open_media_store
+from app.services.outbound import Outbound
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
+from app.services.uploads import Uploads
 from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 from app.services.webhook_inbox import MEMORY, WebhookInbox
 from app.services.webhook_signatures import SignatureCheck, SigningSecret
@@ -52,6 +56,7 @@ log = structlog.get_logger("app.runtime")
 ADVANCE_TASK = "mediagen.advance_job"
 CATALOGUE_TTL = timedelta(hours=1)
 REDIS_TIMEOUT = 0.5  # seconds
+LINK_SLACK = timedelta(hours=1)  # a model may read its input late
 API_POOL = 10
 WORKER_POOL = 6
 
@@ -74,6 +79,9 @@ class Runtime:
     health: HealthChecks
     inbox: WebhookInbox
     gatekeeper: Gatekeeper
+    outbound: Outbound
+    uploads: Uploads
+    inputs: Inputs
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -183,6 +191,17 @@ async def open_runtime(
             demands_keys=settings.demands_keys,
             admin_key=admin_key.get_secret_value() if admin_key else None,
         )
+        outbound = Outbound(settings.outbound_hosts)
+        stack.push_async_callback(outbound.aclose)
+        uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
+        inputs = Inputs(
+            uploads=uploads,
+            store=store,
+            client=client,
+            outbound=outbound,
+            link_of=partial(_link_of, settings),
+            lifetime=settings.job_deadline + LINK_SLACK,
+        )
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
@@ -214,7 +233,17 @@ async def open_runtime(
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
             gatekeeper=gatekeeper,
+            outbound=outbound,
+            uploads=uploads,
+            inputs=inputs,
         )
+
+
+def _link_of(settings: Settings, key: str, lifetime: timedelta) -> str | None:
+    """Give an address of ours the provider can read; None where it cannot reach us."""
+    if settings.callback_base_url is None:
+        return None
+    return f"{settings.public_base_url}/media/{key}"
 
 
 def _count_opening(counters: SharedCounters, reason: str) -> None:
@@ -265,6 +294,7 @@ def _duties(
         ),
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
         EndOutOfTime(ledger, engine),
+        RemoveUnusedUploads(base.uploads),
     )
 
 

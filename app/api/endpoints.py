@@ -24,7 +24,7 @@ from app.api.deps import (
     runtime_of,
     write_cursor,
 )
-from app.api.guard import GuardedRoute, needs
+from app.api.guard import GuardedRoute, caller_of, needs
 from app.api.views import etag_of, job_body, newborn_body, respond
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
@@ -114,6 +114,10 @@ async def generate(request: Request) -> Response:
             parameters=wanted.parameters,
         )
     )
+    if wanted.webhook_url is not None:
+        await runtime.outbound.examine(wanted.webhook_url, field="webhook_url")
+    resolved = await runtime.inputs.resolve(caller_of(request).owner, prepared)
+    prepared = resolved.prepared
     job = NewJob(
         id=uuid7(),
         request=GenerationRequest(prepared.model, prepared.input),
@@ -126,6 +130,7 @@ async def generate(request: Request) -> Response:
         webhook_url=wanted.webhook_url,
         request_id=request.scope.get("request_id"),
         warnings=prepared.warnings + _not_yet(wanted.webhook_url),
+        uploads=resolved.uploads,
     )
     return await _accept(runtime, job)
 
@@ -328,9 +333,10 @@ async def retry(request: Request, job_id: str) -> Response:
     old = (await runtime.ledger.read(parse_job_id(job_id))).row
     if not Status(old.status).is_terminal:
         raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
+    sent = await runtime.inputs.refresh(old.owner, old.input, old.uploads)
     job = NewJob(
         id=uuid7(),
-        request=GenerationRequest(old.model, old.input),
+        request=GenerationRequest(old.model, sent),
         provider=runtime.client.name,
         prompt=old.prompt,
         num_outputs=old.num_outputs,
@@ -341,6 +347,7 @@ async def retry(request: Request, job_id: str) -> Response:
         request_id=request.scope.get("request_id"),
         retry_of=old.id,
         warnings=_not_yet(old.webhook_url),
+        uploads=old.uploads,
     )
     return await _accept(runtime, job)
 

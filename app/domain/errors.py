@@ -4,6 +4,7 @@
     ├── InvalidRequest            the caller can mend it: names the field and the remedy
     │   └── ModelNotFound         no such model at the provider
     │   └── KeyReused             the Idempotency-Key belongs to another request
+    │   └── OutboundRefused       a URL this service does not call
     ├── Unauthorized              no key, or not a valid one
     ├── Forbidden                 the key's scopes or limits do not allow it
     ├── BudgetExceeded            it would cost more than is left, or nobody knows what
@@ -69,6 +70,12 @@ class KeyReused(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, field="Idempotency-Key")
+
+
+class OutboundRefused(InvalidRequest):
+    """A caller's URL leads where this service does not go; never says to which address."""
+
+    code = "url_refused"
 
 
 class Unauthorized(ServiceError):

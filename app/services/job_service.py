@@ -38,6 +38,7 @@ from app.domain.events import CancelRequested, Event, Intended, WentSilent
 from app.domain.lifecycle import decide, overdue
 from app.domain.policy import Policy
 from app.domain.state import JobState, Status
+from app.services import upload_rows
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -370,15 +371,9 @@ async def keys_of(conn: AsyncConnection, job_id: UUID) -> list[str]:
 
 
 async def orphans_among(conn: AsyncConnection, keys: Sequence[str]) -> list[str]:
-    """Tell which of the files no job has any more."""
-    used = set(
-        (
-            await conn.execute(
-                select(ASSETS.c.key).where(
-                    ASSETS.c.key
-                    == func.any(bindparam("keys", list(keys), type_=ARRAY(Text())))
-                )
-            )
-        ).scalars()
-    )
+    """Tell which of the files are neither a job's nor an upload any more."""
+    wanted = bindparam("keys", list(keys), type_=ARRAY(Text()))
+    recorded = select(ASSETS.c.key).where(ASSETS.c.key == func.any(wanted))
+    used = set((await conn.execute(recorded)).scalars())
+    used |= await upload_rows.keys_among(conn, keys)
     return [key for key in keys if key not in used]

@@ -148,7 +148,7 @@ class Ledger:
 
     @asynccontextmanager
     async def removing(self, keys: Sequence[str]) -> AsyncIterator[list[str]]:
-        """Give those of the files no job has any more, and keep it so while inside."""
+        """Give those of the files nobody has any more, and keep it so while inside."""
         if not keys:
             yield []
             return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -34,6 +34,7 @@ class NewJob:
     request_id: str | None = None
     retry_of: UUID | None = None
     warnings: tuple[str, ...] = ()
+    uploads: Mapping[str, JSON] = field(default_factory=dict)
 
 
 _NEW_COLUMNS = (
@@ -49,6 +50,7 @@ _NEW_COLUMNS = (
     "request_id",
     "retry_of",
     "warnings",
+    "uploads",
 )
 _new = unnest(JOBS, _NEW_COLUMNS, alias="new")
 _INSERT_JOBS = (
@@ -116,6 +118,7 @@ async def submit(conn: AsyncConnection, jobs: Sequence[NewJob]) -> dict[UUID, da
             "request_id": job.request_id,
             "retry_of": job.retry_of,
             "warnings": list(job.warnings),
+            "uploads": dict(job.uploads),
         }
         for job in jobs
     ]
