@@ -29,8 +29,6 @@ _AROUND: Final = 16 * 1024  # bytes of a multipart body that are not the file's
 _MOST_HEADERS: Final = 8  # of a part
 _LONGEST_HEADER: Final = 4096
 _LONGEST_BOUNDARY: Final = 70  # RFC 2046, section 5.1.1
-# The rest of the body is not read: it must not be taken for the next request.
-_LEAVE: Final = {"Connection": "close"}
 
 
 def file_of(
@@ -69,7 +67,6 @@ def _media_type(request: Request) -> tuple[str, str | None]:
             415,
             "Send multipart/form-data with one part named file, or the picture itself "
             "with its image/… type, not compressed once more.",
-            _LEAVE,
         )
     if not is_form:
         return kind, None
@@ -91,7 +88,9 @@ async def _paced(
             async with asyncio.timeout(left):
                 chunk = await anext(stream, None)
         except TimeoutError as error:
-            raise HTTPException(408, "The body arrives too slowly.", _LEAVE) from error
+            raise HTTPException(
+                408, "The body arrives too slowly.", {"Connection": "close"}
+            ) from error
         except ClientDisconnect as error:
             raise _broken("The body did not arrive whole.") from error
         if chunk is None:
@@ -204,8 +203,8 @@ class _Form:
 
 
 def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"The file must be at most {max_bytes} bytes.", _LEAVE)
+    return HTTPException(413, f"The file must be at most {max_bytes} bytes.")
 
 
 def _broken(text: str) -> HTTPException:
-    return HTTPException(400, text, _LEAVE)
+    return HTTPException(400, text)

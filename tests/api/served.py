@@ -65,6 +65,8 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("POST", "/jobs/{job_id}/cancel", 200): schemas.Job,
     ("POST", "/jobs/{job_id}/retry", 202): schemas.Job,
     ("GET", "/models", 200): schemas.ModelList,
+    ("POST", "/uploads", 201): schemas.Upload,
+    ("GET", "/uploads/{upload_id}", 200): schemas.Upload,
     ("GET", "/health", 200): schemas.Health,
     ("GET", "/health", 503): schemas.Health,
     ("GET", "/health/ready", 200): schemas.Health,
