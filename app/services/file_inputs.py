@@ -9,6 +9,9 @@ input's name, title and description, so words decide:
 | its name has a word for something else | something else |
 | title or description have a word for pictures and none for something else | a picture |
 | none of these | something else |
+
+Some models do not even say `format: uri`.  A plain text whose name has a word for pictures is an
+input too; there, only what looks like an address is taken for one.
 """
 
 from __future__ import annotations
@@ -34,11 +37,12 @@ _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 @dataclass(frozen=True, slots=True)
 class FileInput:
-    """An input that takes a file by its URI, or a list of them."""
+    """An input that takes a file by its URI, or a list of them; `is_sure`: the model says so."""
 
     name: str
     is_list: bool
     is_picture: bool
+    is_sure: bool = True
 
 
 def file_inputs(input_schema: Mapping[str, JSON]) -> dict[str, FileInput]:
@@ -52,10 +56,12 @@ def file_inputs(input_schema: Mapping[str, JSON]) -> dict[str, FileInput]:
             continue
         schema = flatten(one, input_schema)
         is_list = _is_list(schema, input_schema)
-        if is_list or _is_uri(schema, input_schema):
+        is_sure = is_list or _is_uri(schema, input_schema)
+        if is_sure or _may_be_picture(name, schema, input_schema):
             order = schema.get("x-order")
             rank = order if isinstance(order, int) else len(properties)
-            found.append((rank, FileInput(name, is_list, _is_picture(name, schema))))
+            is_picture = not is_sure or _is_picture(name, schema)
+            found.append((rank, FileInput(name, is_list, is_picture, is_sure)))
     found.sort(key=lambda pair: pair[0])
     return {one.name: one for _, one in found}
 
@@ -70,6 +76,16 @@ def _is_list(schema: Mapping[str, JSON], root: Mapping[str, JSON]) -> bool:
         if isinstance(items, dict) and _is_uri(flatten(items, root), root):
             return True
     return False
+
+
+def _may_be_picture(
+    name: str, schema: Mapping[str, JSON], root: Mapping[str, JSON]
+) -> bool:
+    """Tell a text without format or choices that is named like a picture."""
+    return bool(_words(name) & _PICTURES) and any(
+        one.get("type") == "string" and "format" not in one and "enum" not in one
+        for one in _branches(schema, root)
+    )
 
 
 def _branches(

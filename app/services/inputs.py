@@ -8,6 +8,7 @@ never sees a stranger's URL for it.  What comes out is exactly what is sent, and
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ LinkOf = Callable[[str, timedelta], str | None]
 """Gives a URL that opens a stored file to anybody for a while; None where there is none."""
 
 UPLOAD: Final = "upload:"
+_ADDRESS: Final = re.compile(r"(upload|data|https?):", re.IGNORECASE)
+_TEXTS: Final = ("prompt", "negative_prompt")  # may be anything
+_MISPLACED: Final = re.compile(rf"{UPLOAD}[0-9a-fA-F-]{{36}}")
 FETCH_PATIENCE: Final = timedelta(seconds=15)
 _FETCHES: Final = 16  # at once, a process
 _MOST_FILES: Final = 20  # of one job; models take up to 14
@@ -100,6 +104,7 @@ class Inputs:
         Fetches, stores and perhaps uploads: not for dry runs.  Buys nothing; may be repeated.
         Raise `InvalidRequest` naming the input, `Unavailable` when a part we need is away.
         """
+        _refuse_misplaced(prepared)
         places = _places(prepared.input, prepared.files)
         if not places:
             return ResolvedInput(prepared, {})
@@ -260,6 +265,8 @@ def _places(
     found: dict[_Place, str] = {}
     for name, one in inputs.items():
         value = model_input.get(name)
+        if isinstance(value, str) and not one.is_sure and not _ADDRESS.match(value):
+            continue
         if isinstance(value, str):
             found[_Place(one, None)] = value
         elif isinstance(value, list):
@@ -267,6 +274,20 @@ def _places(
                 if isinstance(item, str):
                     found[_Place(one, index)] = item
     return found
+
+
+def _refuse_misplaced(prepared: PreparedInput) -> None:
+    """Refuse an upload where the model takes no file: it would be sent as a text."""
+    for name, value in prepared.input.items():
+        if name in (*prepared.files, *_TEXTS) or not isinstance(value, str):
+            continue
+        if _MISPLACED.fullmatch(value):
+            known = ", ".join(prepared.files) or "none"
+            raise InvalidRequest(
+                f"parameters.{name} takes no file. Inputs of {prepared.model} that do: "
+                f"{known}.",
+                field=f"parameters.{name}",
+            )
 
 
 def _replaced(
