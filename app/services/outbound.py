@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from app.core.guarded_http import AddressRefused, GuardedSessions, is_public
+from app.core.trusted_hosts import parse_trusted
 from app.domain.errors import OutboundRefused
 
 LONGEST_URL: Final = 2048
@@ -58,7 +59,7 @@ class Outbound:
 
         `resolver` replaces the system's for names that are not trusted (tests).
         """
-        self._trusted = frozenset(_parse_entry(entry) for entry in trusted)
+        self._trusted = frozenset(parse_trusted(entry) for entry in trusted)
         self.sessions = GuardedSessions(
             max_connections=max_connections, resolver=resolver
         )
@@ -162,12 +163,3 @@ def _is_literal(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _parse_entry(entry: str) -> tuple[str, int]:
-    matched = re.fullmatch(
-        r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+):([0-9]{1,5})", entry.lower()
-    )
-    if matched is None or not 0 < int(matched[2]) < 65536:
-        raise ValueError(f"{entry!r} in OUTBOUND_HOSTS is not host:port")
-    return matched[1].strip("[]"), int(matched[2])

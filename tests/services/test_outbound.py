@@ -15,7 +15,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
-from app.core.guarded_http import was_refused
+from app.core.guarded_http import AddressRefused, was_refused
 from app.domain.errors import OutboundRefused, OutputError
 from app.services.outbound import Outbound
 from app.services.providers.transport import Downloader, DownloadLimits
@@ -386,6 +386,14 @@ async def test_a_name_that_is_not_there_yet_is_let_through() -> None:
         await outbound.aclose()
 
 
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
+async def test_the_systems_own_names_are_guarded(name: str) -> None:
+    outbound = Outbound()
+    with pytest.raises(AddressRefused):
+        await outbound.sessions.resolver.resolve(name, 443)
+    await outbound.aclose()
+
+
 async def test_a_refusal_names_the_field_and_not_the_address(
     outbound: Outbound,
 ) -> None:
@@ -425,7 +433,7 @@ def test_trust_does_not_spread(url: str) -> None:
     "entry", ["example.com", "a:b", "a:0", "a:65536", "http://a:80", "u@a:80", ""]
 )
 def test_an_entry_that_is_no_host_and_port_is_refused(entry: str) -> None:
-    with pytest.raises(ValueError, match="OUTBOUND_HOSTS"):
+    with pytest.raises(ValueError, match="not host:port"):
         Outbound([entry])
 
 
