@@ -14,7 +14,7 @@ import pytest
 from app.domain.errors import InvalidRequest
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
-from tests.api.served import TOKEN, Api, check_problem, working
+from tests.api.served import TOKEN, Api, check_problem, provided, working
 from tests.api.test_uploads import age, files_of, let_in_by_name, rows_of, uploaded
 from tests.contracts.scripted_server import ScriptedServer, answer, drip, hang
 from tests.support.drawings import draw, pixel_bomb
@@ -160,6 +160,19 @@ async def test_a_file_goes_to_the_provider_once_for_many_jobs(
     }
 
     assert len(links) == 1
+
+
+async def test_a_file_the_provider_soon_forgets_is_sent_again(serve: Serve) -> None:
+    async with provided(files_retention=timedelta(minutes=10)) as sandbox:
+        api: Api = await serve(sandbox)
+        kept = await uploaded(api, PICTURE)
+
+        links = {
+            (await accepted(api, {"image": kept["uri"]}))["parameters"]["image"]
+            for _ in range(2)
+        }
+
+    assert len(links) == 2
 
 
 async def test_with_an_address_of_our_own_the_provider_gets_a_link(

@@ -8,6 +8,7 @@ import json
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -314,17 +317,48 @@ async def test_a_client_that_goes_away_leaves_nothing(api: Api) -> None:
     assert files_of(api) == await rows_of(api) == []
 
 
-class _Slow:
-    """A client that sends some chunks and then nothing for ever."""
+@given(cuts=st.lists(st.integers(0, 20_000), max_size=40))
+@settings(max_examples=60)
+def test_a_form_is_read_alike_however_it_is_cut(cuts: list[int]) -> None:
+    content = b"\r\n--a-bound\r\n" * 20 + draw(14, side=40) + b"\r\n--"
+    body = part(content, headers=b"Content-Type: image/png\r\n") + END
+    ends = sorted({min(cut, len(body)) for cut in cuts} | {0, len(body)})
+    pieces = [body[a:b] for a, b in pairwise(ends)]
 
-    def __init__(self, *chunks: bytes) -> None:
+    async def read() -> bytes:
+        scope = {
+            "type": "http",
+            "headers": [(b"content-type", FORM["Content-Type"].encode())],
+        }
+        request = Request(scope, _Slow(*pieces, is_whole=True).receive)
+        return b"".join([piece async for piece in file_of(request, max_bytes=10_000)])
+
+    with asyncio.Runner() as runner:
+        assert runner.run(read()) == content
+
+
+async def test_many_at_once_with_the_same_picture_get_the_same_upload(
+    api: Api,
+) -> None:
+    answers = await asyncio.gather(*(uploaded(api, PICTURE) for _ in range(20)))
+
+    assert len({answer["upload_id"] for answer in answers}) == 1
+    assert len(await rows_of(api)) == len(files_of(api)) == 1
+
+
+class _Slow:
+    """A client that sends some chunks and then nothing for ever, unless that was all."""
+
+    def __init__(self, *chunks: bytes, is_whole: bool = False) -> None:
         self._chunks = list(chunks)
+        self._is_whole = is_whole
 
     async def receive(self) -> dict[str, Any]:
         if not self._chunks:
             await asyncio.Event().wait()
         body = self._chunks.pop(0)
-        return {"type": "http.request", "body": body, "more_body": True}
+        is_last = self._is_whole and not self._chunks
+        return {"type": "http.request", "body": body, "more_body": not is_last}
 
 
 @pytest.mark.parametrize(
