@@ -72,6 +72,8 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("PATCH", "/keys/{key_id}", 200): key_schemas.Key,
     ("GET", "/audit", 200): key_schemas.AuditPage,
     ("GET", "/usage", 200): money_schemas.Usage,
+    ("POST", "/uploads", 201): schemas.Upload,
+    ("GET", "/uploads/{upload_id}", 200): schemas.Upload,
     ("GET", "/health", 200): schemas.Health,
     ("GET", "/health", 503): schemas.Health,
     ("GET", "/health/ready", 200): schemas.Health,
