@@ -26,7 +26,9 @@ from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
 from app.core.links import LinkSigner, derived_key
+from app.core.lifeline import Lifeline
 from app.core.queue import Bell, publisher_app
+from app.core.quota import Quotas
 from app.core.recall import Recall
 from app.domain.access import Budget
 from app.domain.durations import Durations
@@ -35,6 +37,7 @@ from app.domain.policy import Policy, RetryPolicy
 from app.domain.pricing import PriceTable
 from app.domain.state import JobState
 from app.services.backlog import Backlog
+from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
 from app.services.forgetting import ForgetSubmissions
@@ -83,6 +86,7 @@ class Runtime:
     gatekeeper: Gatekeeper
     backlog: Backlog
     prices: PriceTable
+    quotas: Quotas
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -112,6 +116,18 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(retry=retry)
 
 
+def links_of(settings: Settings) -> MediaLinks:
+    """Give what makes and checks the addresses of files; the same in every process."""
+    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
+    if not keys:
+        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
+    return MediaLinks(
+        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
+        public_base_url=settings.public_base_url,
+        is_guarded=settings.demands_keys,
+    )
+
+
 def budget_of(settings: Settings) -> Budget:
     """Give what all jobs together may cost."""
     return Budget(
@@ -134,15 +150,16 @@ def prices_of(settings: Settings) -> PriceTable:
         refuse_to_start("price_file", f"{error}: see docs/money.md")
 
 
-def links_of(settings: Settings) -> MediaLinks:
-    """Give what makes and checks the addresses of files; the same in every process."""
-    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
-    if not keys:
-        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
-    return MediaLinks(
-        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
-        public_base_url=settings.public_base_url,
-        is_guarded=settings.demands_keys,
+def _open_gatekeeper(
+    settings: Settings, ledger: Ledger, attempts: FailedAttempts
+) -> Gatekeeper:
+    admin_key, token = settings.admin_api_key, settings.metrics_token
+    return Gatekeeper(
+        ledger,
+        demands_keys=settings.demands_keys,
+        attempts=attempts,
+        admin_key=admin_key.get_secret_value() if admin_key else None,
+        metrics_token=token.get_secret_value() if token else None,
     )
 
 
@@ -214,11 +231,17 @@ async def open_runtime(
             on_end=partial(_count_end, counters),
             budget=budget_of(settings),
         )
-        admin_key = settings.admin_api_key
-        gatekeeper = Gatekeeper(
-            demands_keys=settings.demands_keys,
-            admin_key=admin_key.get_secret_value() if admin_key else None,
+        lifeline = Lifeline(redis)
+        stack.push_async_callback(lifeline.aclose)
+        quotas = Quotas(redis, lifeline=lifeline)
+        stack.push_async_callback(quotas.aclose)
+        failures = Quotas(redis, lifeline=lifeline)
+        stack.push_async_callback(failures.aclose)
+        attempts = FailedAttempts(
+            failures, on_failure=partial(counters.add, "auth_failures")
         )
+        gatekeeper = _open_gatekeeper(settings, ledger, attempts)
+        stack.push_async_callback(gatekeeper.aclose)
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
@@ -253,6 +276,7 @@ async def open_runtime(
             gatekeeper=gatekeeper,
             backlog=Backlog(ledger, settings.max_pending_jobs),
             prices=prices,
+            quotas=quotas,
         )
 
 

@@ -213,6 +213,18 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(
+        "ix_jobs_owner_status_id",
+        "jobs",
+        ["owner", "status", sa.literal_column("id DESC")],
+        unique=False,
+    )
+    op.create_index(
+        "ix_jobs_owner_model_id",
+        "jobs",
+        ["owner", "model", sa.literal_column("id DESC")],
+        unique=False,
+    )
+    op.create_index(
         "ix_jobs_turns",
         "jobs",
         ["owner", sa.literal_column("priority DESC"), "due_at"],
@@ -228,6 +240,8 @@ def downgrade() -> None:
         table_name="jobs",
         postgresql_where=sa.text("status = 'pending'"),
     )
+    op.drop_index("ix_jobs_owner_model_id", table_name="jobs")
+    op.drop_index("ix_jobs_owner_status_id", table_name="jobs")
     op.drop_index("ix_jobs_owner_id", table_name="jobs")
     op.create_index(
         "ix_jobs_queue",

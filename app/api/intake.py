@@ -137,7 +137,10 @@ def new_job(
     is_public: bool,
     retry_of: UUID | None = None,
 ) -> NewJob:
-    """Make the caller's job; raise `Forbidden` for what the caller's key never allows."""
+    """Make a job, the caller's unless another `owner` is named, on the caller's account.
+
+    Raise `Forbidden` for what the caller's key never allows.
+    """
     runtime, caller = runtime_of(request), caller_of(request)
     if (found := ban(caller.limits, asked, num_outputs)) is not None:
         raise found

@@ -5,6 +5,7 @@ Read only by composition roots; everything below takes what it needs as paramete
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,7 +30,7 @@ from sqlalchemy.exc import ArgumentError
 from app.core.signing import signing_key
 
 CONFIGURATION_ERROR = 2  # exit code
-SHORTEST_SECRET = 24  # characters
+SHORTEST_SECRET, LONGEST_SECRET = 24, 512  # characters
 
 _REMEDIES = {
     "database_url": "set it to postgresql://user:password@host:5432/database",
@@ -276,8 +277,16 @@ class Settings(DatabaseSettings):
     @field_validator("admin_api_key", "metrics_token")
     @classmethod
     def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < SHORTEST_SECRET:
+        if value is None:
+            return None
+        secret = value.get_secret_value()
+        if len(secret) < SHORTEST_SECRET:
             raise ValueError(f"must have at least {SHORTEST_SECRET} characters")
+        # It is sent in a header, and longer ones are not looked at.
+        if len(secret) > LONGEST_SECRET or not re.fullmatch(r"[!-~]+", secret):
+            raise ValueError(
+                f"must be at most {LONGEST_SECRET} characters, ASCII, without spaces"
+            )
         return value
 
     @field_validator("media_signing_keys")

@@ -338,7 +338,10 @@ class Health(_Body):
 
     status: Literal["ok", "degraded", "down"]
     version: str
-    components: dict[str, Component]
+    components: dict[str, Component] = Field(
+        default_factory=dict,
+        description="Left out of `/health/ready` where keys are demanded.",
+    )
 
 
 class ErrorMember(_Body):
