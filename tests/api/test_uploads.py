@@ -22,12 +22,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from app.api.multipart import file_of
-from app.domain.access import Caller, Scope
 from app.domain.errors import NotFound
 from app.services.housekeeping import REST, RemoveUnusedUploads
 from app.services.upload_rows import Upload
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
+from tests.api.keyed import KEYS_ON, People, keyed
 from tests.api.served import Api, check_problem, working
 from tests.support.drawings import draw, pixel_bomb
 from tests.support.waiting import wait_for_async
@@ -77,14 +77,11 @@ async def age(api: Api, days: float) -> None:
         )
 
 
-def let_in_by_name(api: Api) -> None:
-    """Take the key a caller sends for the name of an owner who is no administrator."""
-
-    async def identify(secret: str | None, address: str) -> Caller:
-        scopes = frozenset((Scope.GENERATE, Scope.READ))
-        return Caller(owner=secret or "nobody", scopes=scopes)
-
-    api.app.state.runtime.gatekeeper.identify = identify
+@pytest.fixture
+async def people(serve: Serve, sandbox: Sandbox) -> AsyncIterator[People]:
+    """Two owners of an API that demands keys."""
+    async with keyed(await serve(sandbox, **KEYS_ON)) as found:
+        yield found
 
 
 # ------------------------------------------------------------------------------ accepted
@@ -395,38 +392,39 @@ async def test_too_many_pictures_at_once_are_asked_to_come_again(api: Api) -> No
 # -------------------------------------------------------------------- whose, and how long
 
 
-async def test_an_upload_is_its_owners_alone(api: Api) -> None:
-    let_in_by_name(api)
-    mine = await uploaded(api, PICTURE, **{"X-API-Key": "ann"})
+async def test_an_upload_is_its_owners_alone(people: People) -> None:
+    api, (alice, bob) = people.api, keys_of(people)
+    mine = await uploaded(api, PICTURE, **alice)
     path = f"{UPLOADS}/{mine['upload_id']}"
 
     for verb in ("GET", "DELETE"):
-        answer = await api.client.request(verb, path, headers={"X-API-Key": "bob"})
+        answer = await api.client.request(verb, path, headers=bob)
         assert answer.status_code == 404
-    theirs = await uploaded(api, PICTURE, **{"X-API-Key": "bob"})
+    theirs = await uploaded(api, PICTURE, **bob)
 
     assert theirs["upload_id"] != mine["upload_id"]
     assert theirs["sha256"] == mine["sha256"]
     assert len(files_of(api)) == 1
-    answer = await api.client.get(path, headers={"X-API-Key": "ann"})
-    assert answer.json() == mine
+    assert (await api.client.get(path, headers=alice)).json() == mine
 
 
 async def test_a_deleted_upload_takes_its_file_along_only_if_nobody_has_it(
-    api: Api,
+    people: People,
 ) -> None:
-    let_in_by_name(api)
-    paths = {
-        name: f"{UPLOADS}/{(await uploaded(api, PICTURE, **{'X-API-Key': name}))['upload_id']}"
-        for name in ("ann", "bob")
-    }
+    api = people.api
+    paths = [
+        f"{UPLOADS}/{(await uploaded(api, PICTURE, **key))['upload_id']}"
+        for key in keys_of(people)
+    ]
 
-    for name, left in (("ann", 1), ("bob", 0)):
-        header = {"X-API-Key": name}
-        answer = await api.client.delete(paths[name], headers=header)
-        assert answer.status_code == 204
-        assert (await api.client.get(paths[name], headers=header)).status_code == 404
+    for path, key, left in zip(paths, keys_of(people), (1, 0), strict=True):
+        assert (await api.client.delete(path, headers=key)).status_code == 204
+        assert (await api.client.get(path, headers=key)).status_code == 404
         assert len(files_of(api)) == left
+
+
+def keys_of(people: People) -> list[dict[str, str]]:
+    return [{"X-API-Key": people.keys[name].key} for name in ("alice", "bob")]
 
 
 async def test_deleting_a_job_leaves_an_upload_of_the_same_bytes(
