@@ -78,7 +78,7 @@ async def link_of(people: People, made: Made) -> str:
 def clock(people: People) -> Iterator[list[float]]:
     """Hold the clock of links; the caller moves it."""
     signer: Any = runtime_of(people).links._signer
-    now, before = [time.time()], signer._clock
+    now, before = [float(int(time.time()))], signer._clock
     signer._clock = lambda: now[0]
     yield now
     signer._clock = before
