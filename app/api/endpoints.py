@@ -43,7 +43,7 @@ from app.core.breaker import BreakerState
 from app.core.circuit import Condition
 from app.core.stopping import pause
 from app.domain.access import Scope
-from app.domain.errors import Conflict
+from app.domain.errors import Conflict, Forbidden
 from app.domain.events import CancelRequested
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Status
@@ -286,9 +286,7 @@ async def jobs(
     request: Request,
     owner: Annotated[
         str | None,
-        Query(
-            max_length=200, description="Whose; nobody but administrators sees others'."
-        ),
+        Query(max_length=200, description="Whose; others' are for administrators."),
     ] = None,
     status: Annotated[schemas.StatusWord | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=300)] = None,
@@ -305,7 +303,7 @@ async def jobs(
     before = read_cursor(cursor)
     owner = _clean(owner)
     if owner is not None and not caller.sees(owner):
-        return respond({"items": [], "next_cursor": None})
+        raise Forbidden("Only administrators see other owners.", field="owner")
     wanted = JobFilter(
         owner=owner or caller.realm,
         status=status,
