@@ -156,7 +156,8 @@ async def test_the_questions_are_about_what_exists(people: People) -> None:
     hers = await settle_in(people)
     first = dict(next(hers.values())[0]) | {"<job>": str(hers.jobs["completed"])}
     for name, path, ask in asks(people):
-        if ask.status == 404 and "expires" not in ask.query:
+        is_hidden = ask.status == 404 or "<upload>" in str(ask.json)
+        if is_hidden and "expires" not in ask.query:
             answer = await send(people.alice, name, path, ask, first)
             assert answer.status_code < 400, f"{name}: {answer.text}"
 

@@ -34,6 +34,9 @@ KEY = "the-idempotency-key-of-the-garden"
 HANDLE = "prediction-of-the-garden"
 BODY = {"prompt": PROMPT, "webhook_url": HOOK, "metadata": {"note": NOTE}}
 
+EDITOR = "black-forest-labs/flux-dev"  # takes `image`
+_UPLOADED = {"image": "upload:<upload>"}
+
 Values = Mapping[str, str]
 
 
@@ -82,6 +85,12 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
         Ask(202, headers={"Idempotency-Key": "<once>"}, json=BODY),
         Ask(422, json={"prompt": "a", "retry_of": "<job>"}),
         Ask(422, json={"prompt": "a", "owner": "<owner>"}),
+        Ask(422, json=BODY | {"model": EDITOR, "parameters": _UPLOADED}),
+        Ask(
+            200,
+            {"dry_run": "true"},
+            json=BODY | {"model": EDITOR, "parameters": _UPLOADED},
+        ),
         Ask(200, {"dry_run": "true"}, json={"prompt": "<prompt>"}),
     ),
     "POST /jobs/{job_id}/cancel": HIDDEN,
