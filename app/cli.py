@@ -123,7 +123,19 @@ def generate(
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="An input of the model; JSON or text."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An input of the model; JSON or text. KEY=@FILE uploads a picture.",
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A picture to start from, for the model's first input that takes one.",
+        ),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait for the files.")
@@ -136,8 +148,11 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Make pictures and save them in a folder."""
+    from app.attachments import attach
     from app.terminal import plain, print_json, say
 
+    parameters, files = _parameters(param or [])
+    attached = [(None, path) for path in image or []] + files
     wanted: dict[str, Any] = {
         "prompt": prompt,
         "model": model,
@@ -147,11 +162,13 @@ def generate(
         "height": height,
         "seed": seed,
         "output_format": output_format,
-        "parameters": _parameters(param or []) or None,
+        "parameters": parameters or None,
     }
     if wait:
         _make_folder(folder)  # before anything is bought
     with talking(url, key, patience=patience) as client:
+        if attached:
+            wanted["parameters"] = parameters | attach(client, model, attached)
         given = {name: value for name, value in wanted.items() if value is not None}
         accepted = client.generate(given)
         job = accepted.json()
@@ -347,18 +364,28 @@ def _make_folder(folder: Path) -> None:
         raise typer.BadParameter(text, param_hint="--output") from None
 
 
-def _parameters(words: list[str]) -> dict[str, Any]:
-    """Read KEY=VALUE words; what is not JSON is text."""
+def _parameters(
+    words: list[str],
+) -> tuple[dict[str, Any], list[tuple[str | None, Path]]]:
+    """Read KEY=VALUE words: values (what is not JSON is text), and the files of KEY=@FILE."""
     found: dict[str, Any] = {}
+    files: list[tuple[str | None, Path]] = []
     for word in words:
         name, equals, value = word.partition("=")
         if not name or not equals:
             raise typer.BadParameter(f"{word} is not KEY=VALUE", param_hint="--param")
+        if value.startswith("@"):
+            path = Path(value[1:])
+            if not path.is_file() or not os.access(path, os.R_OK):
+                text = f"{path} is no file that can be read"
+                raise typer.BadParameter(text, param_hint="--param")
+            files.append((name, path))
+            continue
         try:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
-    return found
+    return found, files
 
 
 def _look_at(job: Job, url: str | None) -> str:

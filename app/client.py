@@ -24,6 +24,7 @@ Job = dict[str, Any]  # as `models/schemas.py` describes it
 TERMINAL = ("completed", "failed", "cancelled")
 
 _LONG_POLL = 20  # seconds
+_UPLOAD = 120
 _SHORT_POLL = 5  # while a job is pending, for why it waits is no news of the job's own
 _TEMPORARY = (502, 503, 504)  # what a proxy, or an API without its database, answers
 
@@ -135,6 +136,13 @@ class Client:
             raise  # nobody is there, and nothing was sent
         except httpx.TransportError:
             return self._patiently(submit)
+
+    def upload(self, path: Path) -> str:
+        """Send a picture; give the URI that names it in a job.  May be repeated."""
+        with path.open("rb") as file:
+            form = {"file": (path.name, file, "application/octet-stream")}
+            answer = self.ask("POST", "/uploads", files=form, timeout=_UPLOAD)
+        return str(answer.json()["uri"])
 
     def status(self, job_id: str, **options: Any) -> httpx.Response:
         """Read a job."""

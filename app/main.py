@@ -25,6 +25,7 @@ from app.api import (
     media,
     ops,
     problems,
+    uploads,
     usage,
 )
 from app.api.guard import SECURITY_SCHEMES
@@ -94,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(keys.router, prefix=settings.api_v1_prefix)
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
+    app.include_router(uploads.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)

@@ -40,18 +40,21 @@ from app.services.backlog import Backlog
 from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
-from app.services.forgetting import ForgetSubmissions
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
+from app.services.housekeeping import ForgetSubmissions, RemoveUnusedUploads
+from app.services.inputs import Inputs
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
 from app.services.prices import UnusablePrices, load_prices
+from app.services.outbound import Outbound
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
+from app.services.uploads import Uploads
 from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 from app.services.webhook_inbox import MEMORY, WebhookInbox
 from app.services.webhook_signatures import SignatureCheck, SigningSecret
@@ -61,6 +64,7 @@ log = structlog.get_logger("app.runtime")
 ADVANCE_TASK = "mediagen.advance_job"
 CATALOGUE_TTL = timedelta(hours=1)
 REDIS_TIMEOUT = 0.5  # seconds
+LINK_SLACK = timedelta(hours=1)  # a model may read its input late
 API_POOL = 10
 WORKER_POOL = 6
 
@@ -87,6 +91,9 @@ class Runtime:
     backlog: Backlog
     prices: PriceTable
     quotas: Quotas
+    outbound: Outbound
+    uploads: Uploads
+    inputs: Inputs
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -242,6 +249,19 @@ async def open_runtime(
         )
         gatekeeper = _open_gatekeeper(settings, ledger, attempts)
         stack.push_async_callback(gatekeeper.aclose)
+        links = links_of(settings)
+        outbound = Outbound(settings.outbound_hosts)
+        stack.push_async_callback(outbound.aclose)
+        uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
+        inputs = Inputs(
+            uploads=uploads,
+            store=store,
+            client=client,
+            outbound=outbound,
+            # Where the provider cannot reach us, files are sent to it instead.
+            link_of=links.link_of if settings.callback_base_url else _no_link,
+            lifetime=settings.job_deadline + LINK_SLACK,
+        )
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
             given.get_secret_value() if given else None, client.webhook_secret
@@ -256,7 +276,7 @@ async def open_runtime(
             client=client,
             catalogue=catalogue,
             store=store,
-            links=links_of(settings),
+            links=links,
             counters=counters,
             throttle=throttle,
             breaker=breaker,
@@ -277,7 +297,14 @@ async def open_runtime(
             backlog=Backlog(ledger, settings.max_pending_jobs),
             prices=prices,
             quotas=quotas,
+            outbound=outbound,
+            uploads=uploads,
+            inputs=inputs,
         )
+
+
+def _no_link(key: str, lifetime: timedelta) -> None:
+    """Give no address, for there is none the provider could read."""
 
 
 def _count_opening(counters: SharedCounters, reason: str) -> None:
@@ -329,6 +356,7 @@ def _duties(
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
         EndOutOfTime(ledger, engine),
         ForgetSubmissions(ledger),
+        RemoveUnusedUploads(base.uploads),
     )
 
 

@@ -215,6 +215,102 @@ def test_json_is_alone_on_stdout(api: Stub, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+UPLOAD = "POST /api/v1/uploads"
+MODELS = "GET /api/v1/models"
+
+
+def a_model(name: str, **inputs: Any) -> dict[str, Any]:
+    return {"name": name, "input_schema": {"type": "object", "properties": inputs}}
+
+
+URI = {"type": "string", "format": "uri"}
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    path.write_bytes(PICTURE)
+    return path
+
+
+@pytest.fixture
+def drawing_api(api: Stub) -> Stub:
+    """An API with models that take pictures."""
+    items = [
+        a_model("acme/one", mask=URI | {"x-order": 2}, photo=URI | {"x-order": 1}),
+        a_model("acme/many", input_images={"type": "array", "items": URI}),
+        a_model("acme/none", prompt={"type": "string"}),
+    ]
+    api.on(MODELS, {"default": "acme/one", "items": items})
+    api.on(UPLOAD, *[(201, {"uri": f"upload:{n}"}) for n in range(1, 4)])
+    api.on(GENERATE, (202, a_job()))
+    return api
+
+
+@pytest.mark.parametrize(
+    "words, parameters",
+    [
+        (["--image", "{}"], {"photo": "upload:1"}),
+        (["--image", "{}", "-m", "acme/one:abc"], {"photo": "upload:1"}),
+        (["--image", "{}", "-m", "acme/many"], {"input_images": ["upload:1"]}),
+        (
+            ["--image", "{}", "--image", "{}", "-m", "acme/many"],
+            {"input_images": ["upload:1", "upload:2"]},
+        ),
+        (["--image", "{}", "-m", "acme/strange"], {"image": "upload:1"}),
+        (["--param", "mask=@{}"], {"mask": "upload:1"}),
+        (
+            ["--image", "{}", "--param", "mask=@{}", "--param", "steps=4"],
+            {"steps": 4, "photo": "upload:1", "mask": "upload:2"},
+        ),
+        (["--param", 'caption="@home"'], {"caption": "@home"}),
+    ],
+)
+def test_a_picture_is_uploaded_and_named_in_the_job(
+    drawing_api: Stub, picture: Path, words: list[str], parameters: dict[str, Any]
+) -> None:
+    given = [word.replace("{}", str(picture)) for word in words]
+
+    result = generate(drawing_api, picture.parent, "--no-wait", *given)
+
+    assert result.exit_code == 0, result.output
+    assert drawing_api.body_of(GENERATE)["parameters"] == parameters
+    sent = [body for _, path, _, body in drawing_api.seen if "uploads" in path]
+    assert all(PICTURE in body and b'name="file"' in body for body in sent)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--image", "{}", "-m", "acme/none"],
+        ["--image", "{}", "--image", "{}"],
+        ["--image", "nowhere.png"],
+        ["--param", "mask=@nowhere.png"],
+        ["--param", "mask=@."],
+    ],
+)
+def test_a_picture_that_cannot_be_used_is_wrong_usage(
+    drawing_api: Stub, picture: Path, words: list[str]
+) -> None:
+    given = [word.replace("{}", str(picture)) for word in words]
+
+    result = generate(drawing_api, picture.parent, *given)
+
+    assert result.exit_code == 2
+    assert not [path for _, path, *_ in drawing_api.seen if "generate" in path]
+
+
+def test_a_picture_the_api_refuses_ends_the_command(
+    drawing_api: Stub, picture: Path
+) -> None:
+    drawing_api.on(UPLOAD, a_problem(422, "The file is damaged."))
+
+    result = generate(drawing_api, picture.parent, "--image", str(picture))
+
+    assert result.exit_code == 2
+    assert "The file is damaged." in result.output
+
+
 @pytest.mark.parametrize("wrong", [{"sha256": "00" * 32}, {"size_bytes": 3}])
 def test_a_damaged_download_is_not_kept(
     api: Stub, tmp_path: Path, wrong: dict[str, Any]

@@ -7,7 +7,7 @@ soon after the process was asked to stop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -99,7 +99,7 @@ class _Clock:
         return HTTPException(408, detail, headers={"Connection": "close"})
 
 
-async def timed_chunks(request: Request) -> AsyncIterator[bytes]:
+async def timed_chunks(request: Request) -> AsyncGenerator[bytes, None]:
     """Give the body as it arrives, in time.
 
     Raises 408 when it comes too slowly, 400 when it breaks off.  The size is the caller's to

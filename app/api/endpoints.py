@@ -7,7 +7,7 @@ be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -47,9 +47,9 @@ from app.core.breaker import BreakerState
 from app.core.circuit import Condition
 from app.core.stopping import pause
 from app.domain.access import Scope
-from app.domain.errors import Conflict
+from app.domain.errors import Conflict, Forbidden
 from app.domain.events import CancelRequested
-from app.domain.generation import GenerationRequest
+from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Status
 from app.models import schemas
 from app.runtime import Runtime
@@ -152,20 +152,13 @@ async def generate(
         once = None  # read all the same: a wrong one is told
     if once and (repeat := await replayed(runtime, caller.owner, once)):
         return repeat
-    prepared = await runtime.catalogue.prepare(
-        CommonRequest(
-            model=wanted.model or runtime.settings.default_model,
-            prompt=wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
-            width=wanted.width,
-            height=wanted.height,
-            aspect_ratio=wanted.aspect_ratio,
-            num_outputs=wanted.num_outputs,
-            seed=wanted.seed,
-            output_format=wanted.output_format,
-            parameters=wanted.parameters,
-        )
-    )
+    prepared = await runtime.catalogue.prepare(_common(runtime, wanted))
+    if wanted.webhook_url is not None:
+        await runtime.outbound.examine(wanted.webhook_url, field="webhook_url")
+    uploads: Mapping[str, JSON] = {}
+    if not dry_run:
+        resolved = await runtime.inputs.resolve(caller.owner, prepared)
+        prepared, uploads = resolved.prepared, resolved.uploads
     job = new_job(
         request,
         GenerationRequest(prepared.model, prepared.input),
@@ -175,13 +168,27 @@ async def generate(
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
         warnings=prepared.warnings + _not_yet(wanted.webhook_url),
+        uploads=uploads,
         once=once,
         owner=caller.owner,
         is_public=_is_public(runtime, wanted.visibility),
     )
-    if dry_run:
-        return await estimate(runtime, job)
-    return await accept(runtime, job)
+    return await (estimate if dry_run else accept)(runtime, job)
+
+
+def _common(runtime: Runtime, wanted: schemas.GenerateRequest) -> CommonRequest:
+    return CommonRequest(
+        model=wanted.model or runtime.settings.default_model,
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        width=wanted.width,
+        height=wanted.height,
+        aspect_ratio=wanted.aspect_ratio,
+        num_outputs=wanted.num_outputs,
+        seed=wanted.seed,
+        output_format=wanted.output_format,
+        parameters=wanted.parameters,
+    )
 
 
 def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> bool:
@@ -285,9 +292,7 @@ async def jobs(
     request: Request,
     owner: Annotated[
         str | None,
-        Query(
-            max_length=200, description="Whose; nobody but administrators sees others'."
-        ),
+        Query(max_length=200, description="Whose; others' are for administrators."),
     ] = None,
     status: Annotated[schemas.StatusWord | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=300)] = None,
@@ -304,7 +309,7 @@ async def jobs(
     before = read_cursor(cursor)
     owner = _clean(owner)
     if owner is not None and not caller.sees(owner):
-        return respond({"items": [], "next_cursor": None})
+        raise Forbidden("Only administrators see other owners.", field="owner")
     wanted = JobFilter(
         owner=owner or caller.realm,
         status=status,
@@ -397,9 +402,10 @@ async def retry(request: Request, job_id: Id) -> Response:
         return repeat
     if not Status(old.status).is_terminal:
         raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
+    sent = await runtime.inputs.refresh(old.owner, old.input, old.uploads)
     job = new_job(
         request,
-        GenerationRequest(old.model, old.input),
+        GenerationRequest(old.model, sent),
         num_outputs=old.num_outputs,
         prompt=old.prompt,
         priority=old.priority,
@@ -407,6 +413,7 @@ async def retry(request: Request, job_id: Id) -> Response:
         webhook_url=old.webhook_url,
         retry_of=old.id,
         warnings=_not_yet(old.webhook_url),
+        uploads=old.uploads,
         once=once,
         owner=old.owner,
         is_public=old.is_public,

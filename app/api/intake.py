@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -134,6 +135,7 @@ def new_job(
     metadata: dict[str, JSON],
     webhook_url: str | None,
     warnings: tuple[str, ...],
+    uploads: Mapping[str, JSON],
     once: Once | None,
     owner: str,
     is_public: bool,
@@ -160,6 +162,7 @@ def new_job(
         request_id=request.scope.get("request_id"),
         retry_of=retry_of,
         warnings=warnings,
+        uploads=uploads,
         owner=owner,
         is_public=is_public,
         key_id=caller.key_id,

@@ -28,6 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.core.signing import signing_key
+from app.core.trusted_hosts import parse_trusted
 
 CONFIGURATION_ERROR = 2  # exit code
 SHORTEST_SECRET, LONGEST_SECRET = 24, 512  # characters
@@ -37,6 +38,7 @@ _REMEDIES = {
     "redis_url": "set it to redis://host:6379/0",
     "admin_api_key": "make one with: openssl rand -hex 32",
     "metrics_token": "make one with: openssl rand -hex 32",
+    "outbound_hosts": "write each as host:port, like hooks.internal:8080",
     "media_signing_keys": "make each with: openssl rand -hex 32",
     "replicate_webhook_secret": "set it to the account's whsec_…, or to nothing to have it "
     "fetched",
@@ -287,6 +289,16 @@ class Settings(DatabaseSettings):
             raise ValueError(
                 f"must be at most {LONGEST_SECRET} characters, ASCII, without spaces"
             )
+        return value
+
+    @field_validator("outbound_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                parse_trusted(entry)
+            except ValueError as error:
+                raise ValueError(f"has an entry that is wrong: {error}") from None
         return value
 
     @field_validator("media_signing_keys")

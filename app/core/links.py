@@ -86,8 +86,8 @@ class LinkSigner:
             hmac.compare_digest(_sign(key, path, end).encode(), signature.encode())
             for key in self._keys
         ]
-        left = math.ceil(end - self._clock())
-        return left if any(fits) and left > 0 else None
+        left = end - self._clock()
+        return max(1, int(left)) if any(fits) and left > 0 else None
 
 
 def derived_key(secret: str) -> bytes:

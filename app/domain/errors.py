@@ -3,6 +3,7 @@
     ServiceError
     ├── InvalidRequest            the caller can mend it: names the field and the remedy
     │   └── ModelNotFound         no such model at the provider
+    │   ├── OutboundRefused       a URL this service does not call
     │   └── KeyReused             the Idempotency-Key belongs to another request
     ├── Unauthorized              no key was sent, or in a way nobody can read
     │   └── InvalidKey            one was sent, and it is unknown, expired or revoked
@@ -74,6 +75,12 @@ class KeyReused(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, field="Idempotency-Key")
+
+
+class OutboundRefused(InvalidRequest):
+    """A caller's URL leads where this service does not go; never says to which address."""
+
+    code = "url_refused"
 
 
 class Unauthorized(ServiceError):

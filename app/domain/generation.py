@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -165,6 +165,24 @@ class ModelDescription:
         return {name: one for name, one in found.items() if isinstance(one, dict)}
 
 
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file for a model to work on.  `read` gives its bytes from the start, each time anew."""
+
+    name: str
+    content_type: str
+    size_bytes: int
+    read: Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvidedFile:
+    """A file the provider keeps: `url` is what its models take, until `expires_at`, if known."""
+
+    url: str
+    expires_at: datetime | None
+
+
 class MediaClient(Protocol):
     """The few verbs we need of a provider.
 
@@ -201,6 +219,13 @@ class MediaClient(Protocol):
 
     async def describe(self, model: str) -> ModelDescription:
         """Describe `owner/name` or `owner/name:version`.  Raise `ModelNotFound`."""
+        ...
+
+    async def upload(self, file: InputFile) -> ProvidedFile:
+        """Have the provider keep a file for a while.  Costs nothing, so it may be repeated.
+
+        Raise `InvalidRequest` when the file is too large for it.
+        """
         ...
 
     def download(self, url: str) -> AsyncIterator[bytes]:

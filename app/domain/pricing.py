@@ -39,7 +39,7 @@ _MEGAPIXELS: Final = re.compile(
     r"(\d{1,3}(?:\.\d{1,3})?)\s*(?:MP)?", re.ASCII | re.IGNORECASE
 )
 _NOTHING_SAID: Final = ("custom", "Not set", "None")
-_PICTURE: Final = ("http://", "https://", "data:")
+_PICTURE: Final = ("http://", "https://", "data:", "upload:")
 
 
 class Basis(StrEnum):

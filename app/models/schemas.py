@@ -309,6 +309,22 @@ class Price(_Body):
     since: date = Field(description="The UTC day from which the price holds.")
 
 
+class Upload(_Body):
+    """A picture that was sent to us, for models to work on."""
+
+    upload_id: UUID
+    uri: str = Field(
+        description="What to send as a model's input: `upload:<upload_id>`."
+    )
+    content_type: str
+    size_bytes: int
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    sha256: str = Field(description="Of the file's bytes, hexadecimal.")
+    created_at: datetime
+    expires_at: datetime = Field(description="Kept until then; using it moves the end.")
+
+
 class Model(_Body):
     """A model the service knows."""
 

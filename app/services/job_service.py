@@ -29,6 +29,7 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    tuple_,
     union_all,
     update,
 )
@@ -115,6 +116,19 @@ _LOCK = (
 )
 _LOCK_DUE = _LOCK.where(JOBS.c.due_at <= func.now()).with_for_update(skip_locked=True)
 _LOCK_ALL = _LOCK.with_for_update()
+# Others' jobs are not even locked: how long that took would tell that they exist.
+_asked = (
+    func.unnest(
+        bindparam("asked", type_=ARRAY(Uuid(), dimensions=1)),
+        bindparam("realms", type_=ARRAY(Text(), dimensions=1)),
+    )
+    .table_valued("job_id", "realm", name="asked")
+    .render_derived()
+)
+_LOCK_SEEN = _LOCK.where(
+    (JOBS.c.id == func.any(bindparam("free", type_=ARRAY(Uuid(), dimensions=1))))
+    | tuple_(JOBS.c.id, JOBS.c.owner).in_(select(_asked.c.job_id, _asked.c.realm))
+).with_for_update()
 # Rows are locked in the order in which everybody locks them.
 _standing = (
     select(JOBS.c.id)
@@ -141,10 +155,14 @@ async def lock(conn: AsyncConnection, job_ids: Collection[UUID]) -> None:
 
 
 async def _read_locked(
-    conn: AsyncConnection, lock: Select[Any], job_ids: Collection[UUID]
+    conn: AsyncConnection,
+    lock: Select[Any],
+    job_ids: Collection[UUID],
+    **values: Sequence[object],
 ) -> Sequence[Row[Any]]:
     """Lock what `lock` selects among the jobs, and read all that a decision needs."""
-    locked = list((await conn.execute(lock, {"ids": list(job_ids)})).scalars())
+    values["ids"] = list(job_ids)
+    locked = list((await conn.execute(lock, values)).scalars())
     if not locked:
         return []
     return (await conn.execute(SELECT_STATE, {"ids": locked})).all()
@@ -266,8 +284,7 @@ async def transition(
     `NotFound` for an unknown job, `LostClaim` for a claim that no longer stands.  Changes
     of one job see each other.  Finished jobs stay as they are.  Does not commit.
     """
-    ids = {change.job_id for change in changes}
-    rows = {row.id: row for row in await _read_locked(conn, _LOCK_ALL, ids)}
+    rows = {row.id: row for row in await _lock_for(conn, changes)}
     tokens = {job_id: row.claim_token for job_id, row in rows.items()}
     states = {job_id: read_state(row) for job_id, row in rows.items()}
     outcomes: list[Outcome | Exception] = []
@@ -315,6 +332,25 @@ async def transition(
             writes.attempt(row, after, change.event)
     await writes.flush(conn)
     return outcomes
+
+
+async def _lock_for(
+    conn: AsyncConnection, changes: Sequence[Change]
+) -> Sequence[Row[Any]]:
+    ids = {change.job_id for change in changes}
+    asked = [
+        (change.job_id, change.realm) for change in changes if change.realm is not None
+    ]
+    if not asked:
+        return await _read_locked(conn, _LOCK_ALL, ids)
+    return await _read_locked(
+        conn,
+        _LOCK_SEEN,
+        ids,
+        free=[change.job_id for change in changes if change.realm is None],
+        asked=[job_id for job_id, _ in asked],
+        realms=[realm for _, realm in asked],
+    )
 
 
 def _ahead(state: JobState, now: datetime) -> timedelta | None:
@@ -366,14 +402,14 @@ async def delete_job(
     With a `realm`, a job of any other owner is as unknown as one that does not exist.  Raise
     `NotFound`, or `Conflict` for a live job.  Does not commit.
     """
-    found = await conn.execute(
-        select(JOBS.c.status, JOBS.c.owner).where(JOBS.c.id == job_id).with_for_update()
-    )
-    row = found.one_or_none()
-    if row is None or realm not in (None, row.owner):
+    lock = select(JOBS.c.status).where(JOBS.c.id == job_id).with_for_update()
+    if realm is not None:
+        lock = lock.where(JOBS.c.owner == realm)
+    status = await conn.scalar(lock)
+    if status is None:
         raise NotFound("There is no such job.")
-    if not Status(row.status).is_terminal:
-        raise Conflict(f"The job is {row.status}: cancel it first, then delete it.")
+    if not Status(status).is_terminal:
+        raise Conflict(f"The job is {status}: cancel it first, then delete it.")
     files = list((await conn.execute(_KEYS_OF, {"job_id": job_id})).scalars())
     await conn.execute(delete(JOBS).where(JOBS.c.id == job_id))
     return files

@@ -58,14 +58,13 @@ class MediaLinks:
         signer = self._signer if self.is_guarded else None
         return Addresses(self._base, signer, self._signer.end())
 
-    def link_of(self, key: str, lifetime: timedelta) -> str:
+    def link_of(self, key: str, lifetime: timedelta) -> str | None:
         """Give an absolute address of a file that works for a while without a key.
 
-        For the provider, who fetches inputs.  Without PUBLIC_BASE_URL there is none:
-        `ValueError`.
+        For the provider, who fetches inputs.  None without PUBLIC_BASE_URL.
         """
         if not self._base:
-            raise ValueError("our own address is not known: set PUBLIC_BASE_URL")
+            return None
         return self._base + self._signer.sign_for(MEDIA_PREFIX + key, lifetime)
 
     def seconds_left(self, key: str, query: Iterable[tuple[str, str]]) -> int | None:

@@ -53,7 +53,7 @@ class NewJob:
     owner: str = DEFAULT_OWNER
     key_id: UUID | None = None
     is_public: bool = True
-    uploads: dict[str, JSON] = field(default_factory=dict)
+    uploads: Mapping[str, JSON] = field(default_factory=dict)
     worst_usd: Decimal | None = None
     limits: Limits = Limits()
     budget: Budget = Budget()
@@ -352,6 +352,6 @@ def _row(job: NewJob) -> dict[str, Any]:
         "owner": job.owner,
         "key_id": job.key_id,
         "is_public": job.is_public,
-        "uploads": job.uploads,
+        "uploads": dict(job.uploads),
         "reserved_usd": job.worst_usd,
     }

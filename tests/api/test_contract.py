@@ -62,6 +62,7 @@ async def test_every_route_is_described(api: Api) -> None:
         *("/media/{key}", "/api/v1/callbacks/replicate/{attempt_id}"),
         *("/api/v1/keys", "/api/v1/keys/{key_id}", "/api/v1/audit"),
         "/api/v1/usage",
+        *("/api/v1/uploads", "/api/v1/uploads/{upload_id}"),
     }
 
 

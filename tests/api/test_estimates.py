@@ -116,7 +116,7 @@ async def test_money_is_held_settled_and_told(api: Api) -> None:
     assert done.cost_usd == Decimal("0.006")
     await check_books(database)
     usage = (await api.client.get("/api/v1/usage")).json()
-    assert usage["items"], usage
+    assert (usage["totals"]["jobs"], usage["totals"]["cost_usd"]) == (2, "0.006")
     async with database.connect() as conn:
         found = await conn.execute(
             text("SELECT kind, amount_usd FROM ledger_entries WHERE job_id = :id"),

@@ -92,7 +92,8 @@ async def test_the_table_has_no_key_and_no_answer_has_its_hash(people: People) -
     forms = (made.key, secret, row.hash.hex(), base64.b64encode(row.hash).decode())
     for text in (str(rows), *answers):
         assert made.key not in text and secret not in text
-    for text in answers:
+    log = str(await log_of(people.api))
+    for text in (log, *answers):
         assert not any(form in text for form in forms)
 
 
@@ -458,6 +459,26 @@ async def test_every_act_of_an_administrator_is_written_down(people: People) -> 
     assert len(told) == 5
     assert told[3]["request_id"] == "find-me"
     assert (told[3]["action"], told[3]["actor"]) == (changed.action, changed.actor)
+
+
+async def test_what_cannot_be_written_down_is_not_done(people: People) -> None:
+    path = f"/api/v1/keys/{people.keys['alice'].key_id}"
+    before = (await people.admin.get("/api/v1/keys")).json()
+    async with people.api.app.state.runtime.database.begin() as conn:
+        await conn.exec_driver_sql("ALTER TABLE audit_events RENAME TO gone")
+
+    # A 500 is in no document: this client does not look it up there.
+    origin, headers = people.api.origin, people.admin.headers
+    async with httpx.AsyncClient(base_url=origin, headers=headers) as admin:
+        for method, at, body in (
+            ("POST", "/api/v1/keys", {"name": "x", "weight": 3}),
+            ("PATCH", path, {"name": "x", "weight": 3}),
+            ("DELETE", path, None),
+        ):
+            answer = await admin.request(method, at, json=body)
+            assert answer.status_code == 500, method
+
+    assert (await people.admin.get("/api/v1/keys")).json() == before
 
 
 async def test_what_is_refused_is_no_act(people: People) -> None:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 import pytest
 from sqlalchemy import insert
 
-from app.domain.access import Budget, Caller, Scope
-from app.domain.errors import Unauthorized
 from app.models import schemas
+from app.models.key_schemas import NewKey
 from app.models.money_schemas import Usage
 from app.services.accounts import ENTRIES
 from sandbox.runner import Sandbox
-from tests.api.conftest import Serve, emptied
+from tests.api.conftest import Serve
+from tests.api.keyed import KEYS_ON, People, keyed
 from tests.api.served import FLUX, Api, check_problem, working
 
+USAGE = "/api/v1/usage"
 DEV = "black-forest-labs/flux-dev"
 PRO = "black-forest-labs/flux-1.1-pro"
 PRICES = f"""
@@ -36,43 +37,45 @@ model = "{DEV}"
 since = 2020-01-01
 hardware = "gpu-t4"
 """
-ANN = Caller(
-    owner="ann",
-    key_id=UUID(int=7),
-    scopes=frozenset({Scope.READ}),
-    budget=Budget(day_usd=Decimal("2"), month_usd=Decimal("30")),
-)
-ADMIN = Caller(owner="root", scopes=frozenset({Scope.ADMIN}))
-SUBMITTER = Caller(owner="ann", scopes=frozenset({Scope.GENERATE}))
 TODAY = datetime.now(UTC).date
 
 
-class Keyring:
-    """Knows three keys."""
+@dataclass
+class Desk:
+    """An API with keys, and the one Ann asks with."""
 
-    async def identify(self, secret: str | None, address: str) -> Caller:
-        known = {"ann": ANN, "root": ADMIN, "submitter": SUBMITTER}
-        if secret not in known:
-            raise Unauthorized("Send an API key.")
-        return known[secret]
+    people: People
+    ann: NewKey
+    client: httpx.AsyncClient
+
+    async def ask(self, **params: Any) -> httpx.Response:
+        """Ask as Ann."""
+        return await self.client.get(USAGE, params=params)
+
+    async def told(
+        self, client: httpx.AsyncClient | None = None, **params: Any
+    ) -> dict[str, Any]:
+        """Ask, as Ann or with another client, and get an answer."""
+        answer = await (client or self.client).get(USAGE, params=params)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
 
 
 @pytest.fixture
-async def api(shared: Api, shared_sandbox: Sandbox) -> AsyncIterator[Api]:
-    """An API that knows the keys of the keyring."""
-    api = await emptied(shared, shared_sandbox)
-    runtime = api.app.state.runtime
-    api.app.state.runtime = replace(runtime, gatekeeper=Keyring())
-    yield api
-    api.app.state.runtime = runtime
+async def desk(serve: Serve, sandbox: Sandbox) -> AsyncIterator[Desk]:
+    api: Api = await serve(sandbox, **KEYS_ON)
+    async with keyed(api) as people:
+        budget = {"day_usd": "2", "month_usd": "30"}
+        ann = await people.key("ann", scopes=["read"], budget=budget)
+        yield Desk(people, ann, await people.bearer(ann.key))
 
 
-async def book(api: Api, *entries: dict[str, Any]) -> None:
+async def book(desk: Desk, *entries: dict[str, Any]) -> None:
     """Write charges."""
     usual: dict[str, Any] = {
         "day": TODAY(),
         "owner": "ann",
-        "key_id": ANN.key_id,
+        "key_id": desk.ann.key_id,
         "model": FLUX,
         "kind": "charge",
         "amount_usd": Decimal("0.25"),
@@ -81,19 +84,9 @@ async def book(api: Api, *entries: dict[str, Any]) -> None:
         "at": datetime.now(UTC),
     }
     rows = [usual | {"job_id": uuid4()} | entry for entry in entries]
-    async with api.app.state.runtime.database.begin() as conn:
+    database = desk.people.api.app.state.runtime.database
+    async with database.begin() as conn:
         await conn.execute(insert(ENTRIES), rows)
-
-
-async def ask(api: Api, secret: str | None = "ann", **params: Any) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-    return await api.client.get("/api/v1/usage", params=params, headers=headers)
-
-
-async def told(api: Api, secret: str = "ann", **params: Any) -> dict[str, Any]:
-    answer = await ask(api, secret, **params)
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
 
 
 # --------------------------------------------------------------------------- from the start
@@ -118,10 +111,12 @@ async def test_a_job_is_priced_held_for_charged_and_told(
     assert models[PRO].price is not None, "the built-in ones hold for the others"
 
     job = await api.generate("a mill by the river", model=FLUX, num_outputs=3)
-    held = Usage.model_validate_json((await ask(api, None)).content)
+    held = Usage.model_validate_json((await api.client.get(USAGE)).content)
     async with working(api.settings):
         done = await api.finished(job.job_id)
-    found = Usage.model_validate_json((await ask(api, None, by="model")).content)
+    found = Usage.model_validate_json(
+        (await api.client.get(USAGE, params={"by": "model"})).content
+    )
 
     assert held.budget.service is not None
     assert held.budget.service.day.model_dump() == {
@@ -162,12 +157,12 @@ async def test_a_sandbox_has_no_prices(serve: Serve, sandbox: Sandbox) -> None:
 # --------------------------------------------------------------------------------- usage
 
 
-async def test_callers_see_their_own_and_administrators_everybodys(api: Api) -> None:
-    await book(api, {}, {"owner": "bob", "key_id": None}, {"owner": "bob"})
+async def test_callers_see_their_own_and_administrators_everybodys(desk: Desk) -> None:
+    await book(desk, {}, {"owner": "bob", "key_id": None}, {"owner": "bob"})
 
-    hers = await told(api)
-    all_of_it = await told(api, "root", by="owner,day")
-    his = await told(api, "root", owner="bob", by="key")
+    hers = await desk.told()
+    all_of_it = await desk.told(desk.people.admin, by="owner,day")
+    his = await desk.told(desk.people.admin, owner="bob", by="key")
 
     assert (hers["totals"]["jobs"], len(hers["rows"])) == (1, 1)
     assert [(row["owner"], row["jobs"]) for row in all_of_it["rows"]] == [
@@ -176,42 +171,43 @@ async def test_callers_see_their_own_and_administrators_everybodys(api: Api) -> 
     ]
     assert {row["day"] for row in all_of_it["rows"]} == {TODAY().isoformat()}
     assert [(row["key_id"], row["jobs"]) for row in his["rows"]] == [
-        (str(ANN.key_id), 1),
+        (str(desk.ann.key_id), 1),
         (None, 1),
     ]
-    assert (await told(api, owner="ann"))["totals"]["jobs"] == 1
-    assert (await told(api, "root", owner="nobody\x00"))["rows"] == []
+    assert (await desk.told(owner="ann"))["totals"]["jobs"] == 1
+    assert (await desk.told(desk.people.admin, owner="nobody\x00"))["rows"] == []
 
 
-@pytest.mark.parametrize(
-    ("secret", "params", "status"),
-    [
-        ("ann", {"owner": "bob"}, 403),
-        ("ann", {"by": "day,owner"}, 403),
-        ("submitter", {}, 403),
-        (None, {}, 401),
-    ],
-)
-async def test_who_may_not_know_is_not_told(
-    api: Api, secret: str | None, params: dict[str, str], status: int
+@pytest.mark.parametrize("params", [{"owner": "bob"}, {"by": "day,owner"}])
+async def test_other_owners_are_for_administrators(
+    desk: Desk, params: dict[str, str]
 ) -> None:
-    await book(api, {"owner": "bob"})
+    await book(desk, {"owner": "bob"})
 
-    answer = await ask(api, secret, **params)
+    answer = await desk.ask(**params)
 
-    assert answer.status_code == status
-    check_problem(answer)
+    assert answer.status_code == 403
+    assert check_problem(answer).code == "forbidden"
+
+
+async def test_usage_takes_a_key_that_may_read(desk: Desk) -> None:
+    submitter = await desk.people.key("ann", scopes=["generate"])
+
+    forbidden = await (await desk.people.bearer(submitter.key)).get(USAGE)
+    unauthorized = await desk.people.nobody.get(USAGE)
+
+    assert (forbidden.status_code, unauthorized.status_code) == (403, 401)
 
 
 async def test_the_last_thirty_days_are_told_if_nothing_else_is_asked_for(
-    api: Api,
+    desk: Desk,
 ) -> None:
     days = [TODAY() - timedelta(days=ago) for ago in (0, 29, 30)]
-    await book(api, *({"day": day} for day in days))
+    await book(desk, *({"day": day} for day in days))
 
-    found = await told(api)
-    older = await told(api, to=days[1].isoformat())
-    one = await told(api, **{"from": days[2], "to": days[2]})
+    found = await desk.told()
+    older = await desk.told(to=days[1].isoformat())
+    one = await desk.told(**{"from": days[2], "to": days[2]})
 
     assert [row["day"] for row in found["rows"]] == [str(days[1]), str(days[0])]
     assert (found["from"], found["to"]) == (str(days[1]), str(days[0]))
@@ -219,23 +215,23 @@ async def test_the_last_thirty_days_are_told_if_nothing_else_is_asked_for(
     assert [row["day"] for row in one["rows"]] == [str(days[2])]
 
 
-async def test_a_row_has_what_it_is_grouped_by_and_nothing_else(api: Api) -> None:
-    await book(api, {"amount_usd": None, "status": "failed", "outputs": 0})
+async def test_a_row_has_what_it_is_grouped_by_and_nothing_else(desk: Desk) -> None:
+    await book(desk, {"amount_usd": None, "status": "failed", "outputs": 0})
 
-    (row,) = (await told(api, by=" model , key"))["rows"]
+    (row,) = (await desk.told(by=" model , key"))["rows"]
 
     assert row == {
         "model": FLUX,
-        "key_id": str(ANN.key_id),
+        "key_id": str(desk.ann.key_id),
         **{"jobs": 1, "completed": 0, "failed": 1, "cancelled": 0},
         **{"outputs": 0, "cost_usd": None, "unpriced_jobs": 1},
     }
 
 
-async def test_more_groups_than_asked_for_are_counted_and_not_told(api: Api) -> None:
-    await book(api, *({"model": f"a/{n}"} for n in range(3)))
+async def test_more_groups_than_asked_for_are_counted_and_not_told(desk: Desk) -> None:
+    await book(desk, *({"model": f"a/{n}"} for n in range(3)))
 
-    found = await told(api, by="model", limit=2)
+    found = await desk.told(by="model", limit=2)
 
     assert [row["model"] for row in found["rows"]] == ["a/0", "a/1"]
     assert (found["has_more"], found["totals"]["jobs"]) == (True, 3)
@@ -255,26 +251,26 @@ async def test_more_groups_than_asked_for_are_counted_and_not_told(api: Api) -> 
     ],
 )
 async def test_what_makes_no_sense_is_refused_by_name(
-    api: Api, params: dict[str, str], field: str
+    desk: Desk, params: dict[str, str], field: str
 ) -> None:
-    answer = await ask(api, **params)
+    answer = await desk.ask(**params)
 
     assert answer.status_code == 400
     assert check_problem(answer).error.param == field
 
 
 @pytest.mark.parametrize("day", ["0001-01-01", "9999-12-31"])
-async def test_the_ends_of_the_calendar_are_days(api: Api, day: str) -> None:
-    assert (await told(api, to=day, **({"from": day} if day > "2" else {})))[
+async def test_the_ends_of_the_calendar_are_days(desk: Desk, day: str) -> None:
+    assert (await desk.told(to=day, **({"from": day} if day > "2" else {})))[
         "rows"
     ] == []
 
 
 async def test_the_budget_is_the_calling_keys_and_for_administrators_the_services(
-    api: Api,
+    desk: Desk,
 ) -> None:
-    hers = (await told(api))["budget"]
-    of_all = (await told(api, "root"))["budget"]
+    hers = (await desk.told())["budget"]
+    of_all = (await desk.told(desk.people.admin))["budget"]
 
     nothing_spent = {"spent_usd": "0", "reserved_usd": "0"}
     assert hers["service"] is None

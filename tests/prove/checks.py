@@ -269,6 +269,11 @@ def nobody_reports_a_mistake(evidence: Evidence) -> list[str]:
 
 
 # In the order of the report, by the word that stands there.
+def the_books_are_right(evidence: Evidence) -> list[str]:
+    """What was held is let go, what was finished is charged, once, whatever died."""
+    return list(evidence.books)
+
+
 CHECKS: Mapping[str, Check] = {
     "lost": no_job_is_lost,
     "stuck": no_job_is_stuck,
@@ -280,6 +285,7 @@ CHECKS: Mapping[str, Check] = {
     "handles": each_handle_is_owned_once,
     "history": history_tells_the_state,
     "answers": every_answer_was_promised,
+    "books": the_books_are_right,
     "deaths": nobody_dies_by_himself,
     "mistakes": nobody_reports_a_mistake,
 }

@@ -99,6 +99,7 @@ class Evidence:
     slow_stops: Sequence[str] = ()
     late: Sequence[str] = ()
     complaints: Mapping[str, int] = field(default_factory=dict)
+    books: Sequence[str] = ()
 
 
 # -------------------------------------------------------------------------------- rows
@@ -146,6 +147,40 @@ def read_jobs(database_url: str, ids: Sequence[str] | None = None) -> dict[str, 
         )
         for row in jobs
     }
+
+
+# What the service's account says, beside what its entries and its live jobs add up to.
+_BOOKS = """
+SELECT a.live, a.reserved_usd, a.spent_usd, e.reserved, e.spent, e.charges, e.prices,
+       j.live AS jobs, j.over
+FROM accounts a,
+     (SELECT coalesce(sum(amount_usd) FILTER (WHERE kind <> 'charge'), 0) AS reserved,
+             coalesce(sum(amount_usd) FILTER (WHERE kind = 'charge'), 0) AS spent,
+             count(*) FILTER (WHERE kind = 'charge') AS charges,
+             count(*) FILTER (WHERE kind = 'reserve') AS prices FROM ledger_entries) e,
+     (SELECT count(*) FILTER (WHERE reserved_usd IS NOT NULL AND completed_at IS NULL) AS live,
+             count(*) FILTER (WHERE completed_at IS NOT NULL) AS over FROM jobs) j
+WHERE a.name = 'service'
+"""
+
+
+def read_books(database_url: str) -> list[str]:
+    """Say what is wrong with the money: the account, its entries and the jobs must agree."""
+    with psycopg.connect(database_url, row_factory=dict_row) as connection:
+        row = connection.execute(_BOOKS).fetchone()
+    assert row is not None
+    found = []
+    if (row["reserved_usd"], row["spent_usd"]) != (row["reserved"], row["spent"]):
+        found.append(f"the account and its entries differ: {row}")
+    if row["live"] != row["jobs"]:
+        found.append(f"the account counts other live jobs: {row}")
+    if row["charges"] < row["over"]:  # more, for deleted jobs leave theirs
+        found.append(f"finished jobs were not charged: {row}")
+    if not row["prices"]:
+        found.append("nothing was reserved at all")
+    if not row["jobs"] and row["reserved_usd"]:
+        found.append(f"money is held for no job: {row}")
+    return found
 
 
 def _by_job(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

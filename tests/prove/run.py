@@ -29,6 +29,7 @@ from tests.prove.evidence import (
     Job,
     read_bought,
     read_complaints,
+    read_books,
     read_jobs,
     read_served,
 )
@@ -207,6 +208,7 @@ async def collect(
         bought=await read_bought(system.sandbox_url),
         served=await read_served(system.api_urls[0], jobs),
         deaths=system.deaths,
+        books=await asyncio.to_thread(read_books, system.postgres.url),
         slow_stops=director.slow_stops,
         late=settlement.late,
         complaints=await asyncio.to_thread(read_complaints, logs),

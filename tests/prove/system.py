@@ -21,6 +21,7 @@ import aiohttp
 from app.core.config import Settings
 from app.embedded import Postgres, Valkey
 from app.processes import free_port
+from tests.prove.clients import MODELS
 from tests.prove.plan import APIS, WORKERS
 from tests.support.servers import ROOT, migrate
 from tests.support.stack import API, WORKER, Program
@@ -183,11 +184,24 @@ def _settings(
         "PROVIDER_REQUESTS_PER_MINUTE": "600000",
         "LOG_DIR": "",
         "LOG_FORMAT": "json",
+        # Money is held and settled for some models, under a budget nobody reaches.
+        "PRICE_FILE": str(_write_prices(folder)),
+        "BUDGET_DAY_USD": "1000000",
     }
     if has_webhooks:
         base = f"http://127.0.0.1:{wires['provider-api'].port}"
         settings["PUBLIC_BASE_URL"] = base
     return settings
+
+
+def _write_prices(folder: Path) -> Path:
+    path = folder / "prices.toml"
+    entries = (
+        f'[[price]]\nmodel = "{model}"\nsince = 2026-01-01\nper_image_usd = 0.003\n'
+        for model in MODELS
+    )
+    path.write_text('version = "proof"\n' + "".join(entries))
+    return path
 
 
 def _parts(

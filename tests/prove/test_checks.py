@@ -231,6 +231,7 @@ LIES: Mapping[str, tuple[str, Lie]] = {
         "answers",
         lambda e: replace(e, diary=replace(e.diary, surprises=["status: 500"])),
     ),
+    "held for ever": ("books", lambda e: replace(e, books=["money is held"])),
     "died": ("deaths", lambda e: replace(e, deaths=["worker1: exit code 1"])),
     "would not end": ("deaths", lambda e: replace(e, slow_stops=["api1"])),
     "a crash": ("mistakes", lambda e: replace(e, complaints={"look.crashed!": 1})),

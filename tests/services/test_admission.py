@@ -238,7 +238,7 @@ async def test_money_stays_written_when_the_job_is_deleted(
     await _complete(jobs, job_id)
 
     async with engine.begin() as conn:
-        await job_service.delete_job(conn, job_id)
+        await job_service.delete_job(conn, job_id, realm=None)
 
     assert await total(engine, "charge") == CENT
     await check_books(engine)
@@ -303,7 +303,9 @@ async def test_the_books_are_right_after_any_history(
             await _pass_days(engine, int(str(what)))
         elif name == "delete" and over:
             async with engine.begin() as conn:
-                await job_service.delete_job(conn, over.pop(int(str(what)) % len(over)))
+                await job_service.delete_job(
+                    conn, over.pop(int(str(what)) % len(over)), realm=None
+                )
         elif name != "delete" and live:
             job_id = live.pop(int(str(what)) % len(live))
             over.append(job_id)

@@ -31,7 +31,7 @@ from app.domain.state import AttemptState, Stage, Status
 from app.services import job_service, submission
 from app.services.submission import Birth
 from app.services.job_records import JOBS
-from app.services.job_service import Change, Hold
+from app.services.job_service import Change, Hold, Outcome
 from tests.support.jobs import (
     FAILURE,
     LEASE,
@@ -830,6 +830,50 @@ async def test_a_live_job_cannot_be_deleted(
             await job_service.delete_job(conn, job_id, realm=None)
 
     assert (await jobs.row(job_id)).status == "pending"
+
+
+async def test_the_gate_knows_no_jobs_of_other_owners(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    """In one batch: hers by her, hers by him, his by him, hers by the service, nobody's."""
+    (hers,) = await jobs.submit(new_job(owner="alice"))
+    (his,) = await jobs.submit(new_job(owner="bob"))
+    (third,) = await jobs.submit(new_job(owner="alice"))
+
+    outcomes = await jobs.transition(
+        Change(third, CancelRequested(), realm="bob"),
+        Change(hers, CancelRequested(), realm="bob"),
+        Change(hers, CancelRequested(), realm="alice"),
+        Change(hers, CancelRequested(), realm="bob"),
+        Change(his, CancelRequested(), realm="bob"),
+        Change(third, CancelRequested()),
+        Change(uuid4(), CancelRequested(), realm="bob"),
+    )
+
+    kinds = [type(one) for one in outcomes]
+    assert kinds == [NotFound, NotFound, Outcome, NotFound, Outcome, Outcome, NotFound]
+    assert len({str(one) for one in outcomes if isinstance(one, NotFound)}) == 1
+    for job_id in (hers, his, third):
+        assert (await jobs.row(job_id)).status == "cancelled"
+        assert [one.name for one in await jobs.events(job_id)][1:] == [
+            "CancelRequested"
+        ]
+
+
+async def test_a_stranger_waits_for_nobodys_lock(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    """The time an answer takes does not tell that there is such a job."""
+    (job_id,) = await jobs.submit(new_job(owner="alice"))
+    async with engine.begin() as holder:
+        await job_service.lock(holder, [job_id])
+        async with asyncio.timeout(5):
+            change = Change(job_id, CancelRequested(), realm="bob")
+            (outcome,) = await jobs.transition(change)
+            with pytest.raises(NotFound):
+                async with engine.begin() as conn:
+                    await job_service.delete_job(conn, job_id, realm="bob")
+    assert isinstance(outcome, NotFound)
 
 
 async def test_deleting_an_unknown_job_says_so(engine: AsyncEngine) -> None:

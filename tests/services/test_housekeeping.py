@@ -1,11 +1,9 @@
-from datetime import timedelta
-
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain.policy import Policy
-from app.services import forgetting
-from app.services.forgetting import ForgetSubmissions
+from app.services import housekeeping
+from app.services.housekeeping import ForgetSubmissions
 from app.services.ledger import Ledger
 from app.services.repeats import Once
 from tests.support.jobs import JobTable, new_job
@@ -25,7 +23,7 @@ async def test_keys_are_forgotten_after_a_day_and_not_before(
 
     rest = await duty.perform()
 
-    assert rest == forgetting.REST
+    assert rest == housekeeping.REST
     async with engine.connect() as conn:
         assert await conn.scalar(_COUNT) == 1
         assert await conn.scalar(text("SELECT key FROM submissions")) == "young"
@@ -35,12 +33,12 @@ async def test_many_are_forgotten_in_portions(
     engine: AsyncEngine, jobs: JobTable
 ) -> None:
     duty = ForgetSubmissions(Ledger(engine, Policy()))
-    many = forgetting.AT_ONCE + 1
+    many = housekeeping.KEYS_AT_ONCE + 1
     await jobs.submit(*(new_job(once=Once(f"old-{n}", "f")) for n in range(many)))
     async with engine.begin() as conn:
         await conn.execute(_AGE)
 
-    assert await duty.perform() == timedelta(0)
-    assert await duty.perform() == forgetting.REST
+    assert await duty.perform() == housekeeping.REST_BETWEEN_BATCHES
+    assert await duty.perform() == housekeeping.REST
     async with engine.connect() as conn:
         assert await conn.scalar(_COUNT) == 0
