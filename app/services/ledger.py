@@ -20,12 +20,20 @@ from app.core.database import DISCONNECTED, is_disconnect
 from app.domain.errors import NotFound, Unavailable
 from app.domain.policy import Policy
 from app.domain.state import JobState
-from app.services import file_locks, job_queries, job_service, news, submission
+from app.services import (
+    file_locks,
+    job_queries,
+    job_service,
+    news,
+    submission,
+    turns,
+)
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
 from app.services.job_service import Change, Outcome
 from app.services.news import Hint, Told
 from app.services.submission import NewJob
+from app.services.turns import Started
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
 CLAIM_PATIENCE = timedelta(seconds=5)
@@ -164,6 +172,21 @@ class Ledger:
         for state in claimed.ended:
             self._on_end(state)
         return list(claimed.claims)
+
+    async def start(self, limit: int) -> Started:
+        """Claim up to `limit` pending jobs whose turn it is: see `turns.start`."""
+        async with _within(CLAIM_PATIENCE), self.transaction() as conn:
+            started = await turns.start(
+                conn, limit=limit, lease=LEASE, policy=self.policy
+            )
+        for state in started.ended:
+            self._on_end(state)
+        return started
+
+    async def looks_among(self, job_ids: Sequence[UUID]) -> list[UUID]:
+        """Tell which of the jobs a claim would take, or end, without starting anything."""
+        async with _within(CLAIM_PATIENCE), self.reading() as conn:
+            return await job_queries.looks_among(conn, job_ids)
 
     async def renew(self, claims: Sequence[Claim]) -> set[UUID]:
         """Renew the leases of the claims; give the tokens that still stand."""
