@@ -20,7 +20,8 @@ from uuid import UUID
 
 from app.core.throttle import Grant
 from app.services.job_records import Claim
-from app.services.ledger import MOST_AT_ONCE, Ledger
+from app.services.ledger import Ledger
+from app.services.turns import MOST_IN_TURN
 
 # Tokens that come one by one are gathered a little: a pick is a transaction.
 PACE = timedelta(milliseconds=50)
@@ -72,7 +73,7 @@ class Starts:
 
     def seek(self, count: int) -> None:
         """Have jobs started in turn: about so many wait for it."""
-        self._sought = max(self._sought, min(count, MOST_AT_ONCE))
+        self._sought = max(self._sought, min(count, MOST_IN_TURN))
         self._stir()
 
     def ration(self) -> None:

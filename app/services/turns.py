@@ -33,6 +33,7 @@ OWNERS = table_of(tables.Owner)
 # Jobs that are due and cannot be started: in other hands for a moment, out of time, in words
 # of a newer version.  Those behind them get their place, so many times in one transaction.
 ROUNDS = 3
+MOST_IN_TURN = 100  # others wait for the floor meanwhile
 
 # One at a time, or two would give out the same turns.  A process that is frozen in here must
 # not hold up everybody: the server ends its session, and nothing was done.
@@ -45,16 +46,23 @@ _TAKE_THE_FLOOR = text(
 # recursion steps from owner to owner.  An owner's k-th job begins (k - 1) / weight after its
 # first.  When the first jobs of `limit` owners are known, none that begins after the last of
 # these can be among the chosen: the horizon keeps a thousand owners from being read in depth.
+# Of starts that begin together, that of the owner who waited longest since its last is first: so
+# a newcomer, for whom now is the beginning, is behind nobody who has just had a turn.
 _NEXT = text("""
 WITH RECURSIVE waiting AS (
-    (SELECT owner FROM jobs WHERE status = 'pending' ORDER BY owner LIMIT 1)
-    UNION ALL
-    SELECT (
-        SELECT jobs.owner FROM jobs
-        WHERE jobs.status = 'pending' AND jobs.owner > waiting.owner
-        ORDER BY jobs.owner LIMIT 1
+    (
+        SELECT owner, due_at FROM jobs
+        WHERE status = 'pending' AND id <> ALL(:passed)
+        ORDER BY owner, priority DESC, due_at LIMIT 1
     )
-    FROM waiting WHERE waiting.owner IS NOT NULL
+    UNION ALL
+    SELECT later.owner, later.due_at FROM waiting
+    CROSS JOIN LATERAL (
+        SELECT jobs.owner, jobs.due_at FROM jobs
+        WHERE jobs.status = 'pending' AND jobs.id <> ALL(:passed)
+            AND jobs.owner > waiting.owner
+        ORDER BY jobs.owner, jobs.priority DESC, jobs.due_at LIMIT 1
+    ) AS later
 ),
 clock AS (SELECT coalesce(max(turn), 0) AS now FROM owners),
 heads AS (
@@ -62,17 +70,21 @@ heads AS (
         waiting.owner,
         1 / coalesce(owners.weight, 1)::float8 AS step,
         greatest(clock.now, owners.turn + 1 / owners.weight::float8) AS begins,
-        head.due_at
+        coalesce(owners.turn, -1) AS last,
+        coalesce(head.due_at, waiting.due_at) AS due_at
     FROM waiting
     CROSS JOIN clock
     LEFT JOIN owners ON owners.name = waiting.owner
-    CROSS JOIN LATERAL (
+    -- The first one found may have to be tried again later; then look behind it.
+    LEFT JOIN LATERAL (
         SELECT jobs.due_at FROM jobs
-        WHERE jobs.status = 'pending' AND jobs.owner = waiting.owner
-            AND jobs.due_at <= now() AND jobs.id <> ALL(:passed)
+        WHERE waiting.due_at > now() AND jobs.status = 'pending'
+            AND jobs.owner = waiting.owner AND jobs.due_at <= now()
+            AND jobs.id <> ALL(:passed)
         ORDER BY jobs.priority DESC, jobs.due_at LIMIT 1
-    ) AS head
-    ORDER BY begins, head.due_at LIMIT :limit
+    ) AS head ON true
+    WHERE coalesce(head.due_at, waiting.due_at) <= now()
+    ORDER BY begins, last, coalesce(head.due_at, waiting.due_at) LIMIT :limit
 ),
 horizon AS (
     SELECT CASE WHEN count(*) = :limit THEN max(begins) ELSE 'Infinity' END AS ends
@@ -92,7 +104,7 @@ CROSS JOIN LATERAL (
     ORDER BY jobs.priority DESC, jobs.due_at
     LIMIT least(:limit, floor((horizon.ends - heads.begins) / heads.step) + 1)::bigint
 ) AS own
-ORDER BY turn, own.due_at, own.id LIMIT :limit
+ORDER BY turn, own.place, heads.last, own.due_at, own.id LIMIT :limit
 """).bindparams(bindparam("passed", type_=ARRAY(Uuid())))
 
 _taken = unnest(OWNERS, ("name", "turn"), alias="taken")
