@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -124,7 +125,7 @@ def _for(examples: int) -> Callable[[Callable[..., object]], Callable[..., objec
     )
 
 
-@_for(30)
+@_for(20)
 @given(weights=WEIGHTS, sizes=SIZES, priorities=PRIORITIES)
 async def test_owners_with_a_backlog_share_by_weight_and_keep_their_own_order(
     long_queue: Queue,
@@ -152,7 +153,7 @@ async def test_owners_with_a_backlog_share_by_weight_and_keep_their_own_order(
     assert len(set(long_queue.started)) == total
 
 
-@_for(25)
+@_for(15)
 @given(
     weights=WEIGHTS,
     sizes=SIZES,
@@ -168,6 +169,8 @@ async def test_a_newcomers_job_is_among_the_next_two(
 ) -> None:
     await long_queue.forget()
     await long_queue.weigh(**weights)
+    # As many as it takes until all have had a turn: nobody else is a newcomer.
+    sizes = [sum(weights.values()), *sizes]
     for owner in weights:
         await long_queue.add(owner, *[1] * (sum(sizes) + 2))
     for size in sizes:
@@ -193,9 +196,11 @@ async def test_an_owner_that_comes_back_has_saved_nothing_up(queue: Queue) -> No
     assert queue.counts == {A: 55, B: 5}
 
     await queue.add(B, *[0] * 40)
-    seen = [await queue.start(1) for _ in range(20)]
+    seen = "".join([owner[0] for _ in range(20) for owner in await queue.start(1)])
 
-    assert seen == [[B], [A]] * 10
+    assert seen.startswith("b")
+    assert abs(seen.count("b") - 10) <= 1
+    assert not re.search("aaa|bbb", seen)
 
 
 async def test_an_owner_pays_nothing_for_what_it_had_alone(queue: Queue) -> None:
