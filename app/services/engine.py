@@ -140,11 +140,11 @@ class Engine:
         self._timers.clear()
         self._intake.clear()
         self._sifted.clear()
-        self._starts.stop()
         # A claim on its way is waited for: cut off, it would hold its jobs for a lease.
         for event in (self._arrived, self._freed, self._stirred):
             event.set()
         await asyncio.gather(*self._tasks[:2], return_exceptions=True)
+        self._starts.stop()
         if self._looks:
             log.info("engine.draining", in_flight=len(self._looks))
             await asyncio.wait(self._looks, timeout=patience.total_seconds())

@@ -90,7 +90,8 @@ class Starts:
         """Claim what is due among the jobs; start pending ones only if there is no want."""
         if not self._is_scarce:
             grant = await self._purchases.take(len(batch))
-            if grant.granted == len(batch):
+            # The want may have been found out while Redis was asked.
+            if grant.granted == len(batch) and not self._is_scarce:
                 return await self._start_at_once(batch)
             # Whoever was rung for is not the one whose turn it is.
             if grant.granted:
