@@ -37,4 +37,5 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
 # A shell only for ${PORT}; `exec` makes uvicorn process 1, which gets the SIGTERM.  Requests under
 # way have 20 s from then on: without a bound one slow client holds the end up until the platform
 # kills (30 s, see render.yaml and docker-compose.yml), and the parts need some seconds to close.
+# FORWARDED_ALLOW_IPS says which proxies tell the client's address; unset: none but this machine's.
 CMD ["sh", "-c", "exec uvicorn app.main:app --host 0.0.0.0 --port ${PORT:-8000} --proxy-headers --timeout-graceful-shutdown 20"]

@@ -22,17 +22,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
+
+from app import cli_keys
+from app.cli_session import (
+    FAILED,
+    INTERRUPTED,
+    DataDirOption,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    running_system,
+    talking,
+)
 
 if TYPE_CHECKING:
     from app.client import Client, Job
 
-FAILED, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
-
-_FALLBACK_URL = "http://127.0.0.1:8000"
-_PREFIX = "/api/v1"
 _MARK_STYLES = {"✓": "green", "!": "yellow", "✗": "bold red"}
 _REQUIRED = ("DATABASE_URL", "REDIS_URL", "REPLICATE_API_TOKEN")
 _STATUSES = "pending, processing, completed, failed or cancelled"
@@ -43,26 +50,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show values, and so perhaps secrets
 )
+app.add_typer(cli_keys.app, name="keys")
 
-UrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        envvar="MEDIAGEN_URL",
-        help="The API. Default: the one `mediagen up` runs in this folder, else "
-        f"{_FALLBACK_URL}. A path is taken as the prefix of its routes.",
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the API's JSON instead.")
-]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID")]
-DataDirOption = Annotated[
-    Path,
-    typer.Option(
-        "--data-dir", envvar="MEDIAGEN_DATA_DIR", help="Where `mediagen up` keeps all."
-    ),
-]
 
 
 # ------------------------------------------------------------------------------ this machine
@@ -111,32 +101,6 @@ def doctor(data_dir: DataDirOption = Path(".data")) -> None:
     raise typer.Exit(FAILED if any(one.mark is Mark.BROKEN for one in findings) else 0)
 
 
-def running_system(data_dir: Path) -> dict[str, str]:
-    """Read the environment of the system `mediagen up` keeps running on this data directory.
-
-    It is asked of the processes whose ids are recorded there; empty when none of them lives
-    or they belong to another user.
-    """
-    try:
-        noted = json.loads((data_dir / "run.json").read_text())
-        known = [(int(one["pid"]), float(one["started"])) for one in noted]
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-    import psutil
-
-    from app.processes import Identity
-
-    for pid, started in known:
-        process = Identity(pid, started).find()
-        try:
-            environment = process.environ() if process is not None else {}
-        except (psutil.Error, OSError):
-            continue
-        if environment.get("PORT"):
-            return environment
-    return {}
-
-
 # -------------------------------------------------------------------------------- over HTTP
 
 
@@ -159,7 +123,19 @@ def generate(
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="An input of the model; JSON or text."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An input of the model; JSON or text. KEY=@FILE uploads a picture.",
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A picture to start from, for the model's first input that takes one.",
+        ),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait for the files.")
@@ -168,11 +144,15 @@ def generate(
         float, typer.Option(min=0, help="Seconds to wait for an API that went away.")
     ] = 60,
     url: UrlOption = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make pictures and save them in a folder."""
+    from app.attachments import attach
     from app.terminal import plain, print_json, say
 
+    parameters, files = _parameters(param or [])
+    attached = [(None, path) for path in image or []] + files
     wanted: dict[str, Any] = {
         "prompt": prompt,
         "model": model,
@@ -182,11 +162,13 @@ def generate(
         "height": height,
         "seed": seed,
         "output_format": output_format,
-        "parameters": _parameters(param or []) or None,
+        "parameters": parameters or None,
     }
     if wait:
         _make_folder(folder)  # before anything is bought
-    with _talking(url, patience=patience) as client:
+    with talking(url, key, patience=patience) as client:
+        if attached:
+            wanted["parameters"] = parameters | attach(client, model, attached)
         given = {name: value for name, value in wanted.items() if value is not None}
         accepted = client.generate(given)
         job = accepted.json()
@@ -206,10 +188,13 @@ def generate(
 
 @app.command()
 def status(
-    job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False
+    job_id: JobArgument,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how a job stands."""
-    with _talking(url) as client:
+    with talking(url, key) as client:
         _show(client, client.status(job_id).json(), as_json)
 
 
@@ -223,6 +208,7 @@ def jobs(
         str | None, typer.Option(help="Where the last page ended.")
     ] = None,
     url: UrlOption = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
@@ -236,7 +222,7 @@ def jobs(
         "cursor": cursor,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    with _talking(url) as client:
+    with talking(url, key) as client:
         page = client.ask("GET", "/jobs", params=given).json()
     if as_json:
         print_json(page)
@@ -250,12 +236,15 @@ def jobs(
 
 @app.command()
 def cancel(
-    job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False
+    job_id: JobArgument,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """End a job early.  A finished one stays as it is."""
     from app.terminal import say
 
-    with _talking(url) as client:
+    with talking(url, key) as client:
         job = client.verb(job_id, "cancel")
         _show(client, job, as_json)
     if job["stage"] is not None:
@@ -264,65 +253,51 @@ def cancel(
 
 @app.command()
 def retry(
-    job_id: JobArgument, url: UrlOption = None, as_json: JsonOption = False
+    job_id: JobArgument,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a finished job again, as a new job."""
-    with _talking(url) as client:
+    with talking(url, key) as client:
         _show(client, client.verb(job_id, "retry"), as_json)
 
 
-@contextmanager
-def _talking(url: str | None, *, patience: float = 0) -> Iterator[Client]:
-    """Open the API; trouble with it becomes one clear block and an exit code."""
-    import httpx
+@app.command()
+def usage(
+    by: Annotated[
+        str,
+        typer.Option(help="day, model, key or owner; several with commas between."),
+    ] = "day",
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="DAY", help="First UTC day; 30 days by default."
+        ),
+    ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--to", metavar="DAY", help="Last UTC day; today by default."),
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose jobs; for administrators.")
+    ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was made, what it cost, and what budgets have left."""
+    from app.terminal import print_json
+    from app.terminal_usage import show_usage
 
-    from app.client import NotOurs, Refused
-    from app.terminal import plain, say
-
-    client = _client(url, patience)
-    try:
-        with client:
-            yield client
-        return
-    except Refused as error:
-        say(f"The API refused ({error.status}): {plain(error)}", style="red")
-        said = str(error)
-        for name, detail in error.fields:
-            if len(error.fields) == 1 and detail in said:
-                continue
-            say(f"  {plain(name) or 'the body'}: {plain(detail)}")
-        raise typer.Exit(REFUSED) from None
-    except (httpx.ConnectError, httpx.ConnectTimeout):
-        what = "No API answers at"
-    except httpx.TransportError as error:
-        what = f"The connection broke ({type(error).__name__}) to"
-    except NotOurs:
-        what = "Something other than this service answers at"
-    remedy = "start it with `mediagen up`, or name another one with --url"
-    say(f"{what} {client.url}: {remedy}", style="red")
-    raise typer.Exit(UNREACHABLE)
-
-
-def _client(url: str | None, patience: float) -> Client:
-    import httpx
-
-    from app.client import Client
-    from app.terminal import say
-
-    prefix = _PREFIX
-    if not url:
-        data_dir = Path(os.environ.get("MEDIAGEN_DATA_DIR") or ".data")
-        running = running_system(data_dir)
-        url = f"http://127.0.0.1:{running['PORT']}" if running else _FALLBACK_URL
-        prefix = running.get("API_V1_PREFIX") or _PREFIX
-    elif "://" not in url:
-        url = f"http://{url}"
-    try:
-        if urlsplit(url).path.strip("/"):
-            prefix = ""
-        return Client(url, prefix, patience=patience, say=say)
-    except (ValueError, httpx.InvalidURL) as error:
-        raise typer.BadParameter(f"{url}: {error}", param_hint="--url") from None
+    wanted = {"by": by, "from": first, "to": last, "owner": owner}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    with talking(url, key) as client:
+        found = client.ask("GET", "/usage", params=given).json()
+    if as_json:
+        print_json(found)
+    else:
+        show_usage(found)
 
 
 def _see_through(
@@ -389,18 +364,28 @@ def _make_folder(folder: Path) -> None:
         raise typer.BadParameter(text, param_hint="--output") from None
 
 
-def _parameters(words: list[str]) -> dict[str, Any]:
-    """Read KEY=VALUE words; what is not JSON is text."""
+def _parameters(
+    words: list[str],
+) -> tuple[dict[str, Any], list[tuple[str | None, Path]]]:
+    """Read KEY=VALUE words: values (what is not JSON is text), and the files of KEY=@FILE."""
     found: dict[str, Any] = {}
+    files: list[tuple[str | None, Path]] = []
     for word in words:
         name, equals, value = word.partition("=")
         if not name or not equals:
             raise typer.BadParameter(f"{word} is not KEY=VALUE", param_hint="--param")
+        if value.startswith("@"):
+            path = Path(value[1:])
+            if not path.is_file() or not os.access(path, os.R_OK):
+                text = f"{path} is no file that can be read"
+                raise typer.BadParameter(text, param_hint="--param")
+            files.append((name, path))
+            continue
         try:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
-    return found
+    return found, files
 
 
 def _look_at(job: Job, url: str | None) -> str:

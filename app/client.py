@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
+from uuid import uuid4
 
 import httpx
 
@@ -23,6 +24,7 @@ Job = dict[str, Any]  # as `models/schemas.py` describes it
 TERMINAL = ("completed", "failed", "cancelled")
 
 _LONG_POLL = 20  # seconds
+_UPLOAD = 120
 _SHORT_POLL = 5  # while a job is pending, for why it waits is no news of the job's own
 _TEMPORARY = (502, 503, 504)  # what a proxy, or an API without its database, answers
 
@@ -45,9 +47,14 @@ class NotOurs(Exception):
     """Something answers at this address, but not as our API does."""
 
 
-class Client:
-    """One running API at `url`; its routes are under `prefix`.
+class BadKey(ValueError):
+    """What was given as a key cannot be one."""
 
+
+class Client:
+    """One running API at `url`; its routes are under `prefix`, and `key` opens them.
+
+    The key is sent to the API's own origin only, wherever files lead: a bucket gets none.
     While a job is followed or files are fetched, an API that is away is asked again for
     `patience` seconds, and `say` is told so.  All verbs raise `Refused`, `NotOurs` and
     `httpx.TransportError`.
@@ -58,15 +65,20 @@ class Client:
         url: str,
         prefix: str = "/api/v1",
         *,
+        key: str | None = None,
         patience: float = 60,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Raise `ValueError` when `url` is none.  Nothing is connected yet."""
+        """Raise `ValueError` when `url` is none, `BadKey`.  Nothing is connected yet."""
+        if key is not None and not re.fullmatch("[!-~]+", key):
+            raise BadKey("has characters that no key has")
         self.url = url.rstrip("/")
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url} is not an http:// or https:// URL")
         self._root = self.url + prefix
+        self._origin = _origin(httpx.URL(self.url))
+        self._key = key
         self._patience = patience
         self._say = say
         is_here = parts.hostname in ("127.0.0.1", "::1", "localhost")
@@ -74,6 +86,7 @@ class Client:
             timeout=httpx.Timeout(10, connect=5, read=_LONG_POLL + 10),
             trust_env=not is_here,  # a proxy to the internet knows nothing of this machine
             headers={"User-Agent": "mediagen-cli"},
+            event_hooks={"request": [self._authorize]},  # each redirect is a request
         )
 
     def __enter__(self) -> Self:
@@ -82,12 +95,21 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self._http.close()
 
+    def _authorize(self, request: httpx.Request) -> None:
+        if self._key is None:
+            return
+        ours = f"Bearer {self._key}"
+        if _origin(request.url) == self._origin:
+            request.headers["Authorization"] = ours
+        elif request.headers.get("Authorization") == ours:
+            del request.headers["Authorization"]
+
     # -- asking ------------------------------------------------------------------------------
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Ask once; return a success with a JSON object, or a 304."""
+        """Ask once; return a success with a JSON object or with nothing, or a 304."""
         response = self._http.request(method, self._root + path, **options)
-        if response.status_code == 304:
+        if response.status_code in (204, 304):
             return response
         try:
             body = response.json()
@@ -102,16 +124,33 @@ class Client:
         return response
 
     def generate(self, body: Mapping[str, Any]) -> httpx.Response:
-        """Submit a job.  After a broken connection nobody knows whether it was accepted."""
-        return self.ask("POST", "/generate", json=body)
+        """Submit a job; once, also when the answer is lost and it has to be asked for again."""
+        headers = {"Idempotency-Key": uuid4().hex}
+
+        def submit() -> httpx.Response:
+            return self.ask("POST", "/generate", json=body, headers=headers)
+
+        try:
+            return submit()
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise  # nobody is there, and nothing was sent
+        except httpx.TransportError:
+            return self._patiently(submit)
+
+    def upload(self, path: Path) -> str:
+        """Send a picture; give the URI that names it in a job.  May be repeated."""
+        with path.open("rb") as file:
+            form = {"file": (path.name, file, "application/octet-stream")}
+            answer = self.ask("POST", "/uploads", files=form, timeout=_UPLOAD)
+        return str(answer.json()["uri"])
 
     def status(self, job_id: str, **options: Any) -> httpx.Response:
         """Read a job."""
-        return self.ask("GET", f"/status/{_segment(job_id)}", **options)
+        return self.ask("GET", f"/status/{segment(job_id)}", **options)
 
     def verb(self, job_id: str, verb: str) -> Job:
         """Cancel or retry a job; give the job as it is then."""
-        path = f"/jobs/{_segment(job_id)}/{verb}"
+        path = f"/jobs/{segment(job_id)}/{verb}"
         job: Job = self.ask("POST", path).json()
         return job
 
@@ -207,6 +246,11 @@ class Client:
         return found == (output["sha256"], output["size_bytes"])
 
 
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    return url.scheme, url.host, port
+
+
 def file_name(job: Job, output: Mapping[str, Any]) -> str:
     """Name an output's file for people: prompt, end of the job's id, number."""
     prompt = unicodedata.normalize("NFKC", job["prompt"]).lower()
@@ -247,6 +291,6 @@ def _refusal(status: int, problem: Mapping[str, Any]) -> Refused:
     return Refused(status, problem["detail"], fields)
 
 
-def _segment(job_id: str) -> str:
+def segment(identifier: str) -> str:
     """Keep whatever was typed as an id within its path segment."""
-    return quote(job_id, safe="")
+    return quote(identifier, safe="")

@@ -38,6 +38,7 @@ from app.core import heartbeat, migrations
 from app.core.config import Settings
 from app.core.database import DISCONNECTED, open_engine
 from app.domain.errors import ServiceError
+from app.services import keys
 from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_store import open_media_store
 from app.services.providers.addresses import OutputHosts
@@ -109,6 +110,7 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
 async def _ask_all(settings: Settings) -> list[Finding]:
     checks: dict[str, Check] = {
         "database": _check_database,
+        "keys": _check_keys,
         "broker": _check_broker,
         "worker": _check_worker,
         "storage": _check_storage,
@@ -202,6 +204,25 @@ async def _judge_database(conn: AsyncConnection) -> Answer:
     if abs(difference) > _LARGEST_CLOCK_DIFFERENCE:
         return Mark.DOUBTFUL, f"{found}: let both machines keep time (chrony, ntpd)"
     return Mark.FINE, f"{found}, migrations current"
+
+
+async def _check_keys(settings: Settings) -> Answer:
+    if not settings.demands_keys:
+        found = "none demanded: whoever reaches the API may do everything"
+        return Mark.DOUBTFUL, f"{found}: {_REMEDIES['keys'](settings)}"
+    if settings.admin_api_key is not None:
+        return Mark.FINE, "demanded; ADMIN_API_KEY makes them"
+    engine = open_engine(settings.database_url, name="mediagen-doctor", pool_size=1)
+    try:
+        async with engine.connect() as conn:
+            if not await migrations.is_current(conn):
+                return Mark.DOUBTFUL, "demanded; run alembic upgrade head to have some"
+            if await keys.has_live_admin(conn):
+                return Mark.FINE, "demanded; one with the scope admin makes them"
+    finally:
+        await engine.dispose()
+    missing = "demanded, and nobody has one with the scope admin"
+    return Mark.BROKEN, f"{missing}: set ADMIN_API_KEY (openssl rand -hex 32)"
 
 
 @asynccontextmanager
@@ -349,6 +370,11 @@ def _redis_address(settings: Settings) -> str:
 _REMEDIES: Final[dict[str, Callable[[Settings], str]]] = {
     "database": lambda s: f"start PostgreSQL at {_database_address(s)} "
     "(docker-compose up -d), or correct DATABASE_URL",
+    "keys": lambda s: (
+        "mend the database first, or set ADMIN_API_KEY"
+        if s.demands_keys
+        else "fine on one machine of your own; else set AUTH_REQUIRED=true and ADMIN_API_KEY"
+    ),
     "broker": lambda s: f"start Redis or Valkey at {_redis_address(s)} "
     "(docker-compose up -d), or correct REDIS_URL",
     "worker": lambda s: "start one: celery -A worker.celery_app worker --loglevel=info",

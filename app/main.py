@@ -15,14 +15,24 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 
 from app import __version__
-from app.api import callbacks, endpoints, media, ops, problems
+from app.api import (
+    audit,
+    callbacks,
+    endpoints,
+    keys,
+    media,
+    ops,
+    problems,
+    uploads,
+    usage,
+)
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
-from app.models import schemas
-from app.runtime import open_runtime, settle_memory
+from app.models import key_schemas, schemas
+from app.runtime import open_runtime, prices_of, settle_memory
 
 log = structlog.get_logger("app.main")
 
@@ -41,6 +51,9 @@ One POST makes a picture, one GET tells how it stands.
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the API.  Its parts are opened when it starts serving, and closed after."""
+    prices_of(
+        settings
+    )  # a wrong file is told here: the server would make a traceback of it
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,7 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
             settle_memory()
             log.info("api.ready", version=__version__)
             with told_by_signals(runtime.stopping):
-                yield
+                async with runtime.gatekeeper.looking_for_admin():
+                    yield
         log.info("api.stopped")
 
     app = FastAPIOffline(  # /docs and /redoc from our own files, no CDN
@@ -67,8 +81,13 @@ def create_app(settings: Settings) -> FastAPI:
         debug=False,  # a traceback never leaves in an answer; DEBUG makes logs wordy
     )
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
+    app.include_router(keys.router, prefix=settings.api_v1_prefix)
+    app.include_router(audit.router, prefix=settings.api_v1_prefix)
+    app.include_router(usage.router, prefix=settings.api_v1_prefix)
+    app.include_router(uploads.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
+    app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.metrics_router)
     app.include_router(media.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -77,9 +96,12 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+            allow_methods=["GET", "POST", "PATCH", "DELETE", "OPTIONS"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+            expose_headers=[
+                *("ETag", "Location", "Retry-After", "Retry-After-Ms", "X-Request-ID"),
+                *("RateLimit", "RateLimit-Policy", "WWW-Authenticate"),
+            ],
         )
     app.add_middleware(Envelope)
     problems.install(app)
@@ -103,6 +125,14 @@ def _drop_foreign_errors(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
+_DESCRIBED = (
+    schemas.GenerateRequest,
+    schemas.Problem,
+    key_schemas.KeyRequest,
+    key_schemas.KeyChange,
+)
+
+
 def _describe_bodies(app: FastAPI) -> None:
     """Put the schemas of bodies we write and parse ourselves into the OpenAPI document."""
     generate = app.openapi
@@ -111,7 +141,7 @@ def _describe_bodies(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             known = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (schemas.GenerateRequest, schemas.Problem):
+            for model in _DESCRIBED:
                 schema = model.model_json_schema(ref_template=REF)
                 known |= schema.pop("$defs", {})
                 known[model.__name__] = schema

@@ -9,11 +9,10 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from decimal import Decimal
 from functools import partial
 
 import structlog
@@ -21,28 +20,41 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.breaker import CircuitBreaker, GuardedBucket
-from app.core.config import Settings
+from app.core.config import Settings, refuse_to_start
 from app.core.counters import SharedCounters
 from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
 from app.core.leasing import Leadership
+from app.core.links import LinkSigner, derived_key
+from app.core.lifeline import Lifeline
 from app.core.queue import Bell, publisher_app
+from app.core.quota import Quotas
 from app.core.recall import Recall
+from app.domain.access import Budget
 from app.domain.durations import Durations
 from app.domain.generation import MediaClient
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.pricing import PriceTable
 from app.domain.state import JobState
+from app.services.backlog import Backlog
+from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
+from app.services.housekeeping import ForgetSubmissions, RemoveUnusedUploads
+from app.services.inputs import Inputs
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
 from app.services.media_client import Throttle, open_breaker, open_media_client
+from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
+from app.services.prices import UnusablePrices, load_prices
+from app.services.outbound import Outbound
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
+from app.services.uploads import Uploads
 from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 from app.services.webhook_inbox import MEMORY, WebhookInbox
 from app.services.webhook_signatures import SignatureCheck, SigningSecret
@@ -52,6 +64,7 @@ log = structlog.get_logger("app.runtime")
 ADVANCE_TASK = "mediagen.advance_job"
 CATALOGUE_TTL = timedelta(hours=1)
 REDIS_TIMEOUT = 0.5  # seconds
+LINK_SLACK = timedelta(hours=1)  # a model may read its input late
 API_POOL = 10
 WORKER_POOL = 6
 
@@ -68,12 +81,19 @@ class Runtime:
     client: MediaClient
     catalogue: Catalogue
     store: MediaStore
+    links: MediaLinks
     counters: SharedCounters
     throttle: Throttle
     breaker: CircuitBreaker
     health: HealthChecks
     inbox: WebhookInbox
     gatekeeper: Gatekeeper
+    backlog: Backlog
+    prices: PriceTable
+    quotas: Quotas
+    outbound: Outbound
+    uploads: Uploads
+    inputs: Inputs
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -103,15 +123,51 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(retry=retry)
 
 
-def _prices(settings: Settings) -> Mapping[str, Decimal]:
-    """Give known prices per output; nothing is known of a provider that is not Replicate."""
-    if not settings.buys_from_replicate:
-        return {}
-    return {
-        name: Decimal(model.price_per_output_usd)
-        for name, model in load_bundled_models().items()
-        if model.price_per_output_usd is not None
-    }
+def links_of(settings: Settings) -> MediaLinks:
+    """Give what makes and checks the addresses of files; the same in every process."""
+    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
+    if not keys:
+        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
+    return MediaLinks(
+        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
+        public_base_url=settings.public_base_url,
+        is_guarded=settings.demands_keys,
+    )
+
+
+def budget_of(settings: Settings) -> Budget:
+    """Give what all jobs together may cost."""
+    return Budget(
+        job_usd=settings.budget_job_usd,
+        day_usd=settings.budget_day_usd,
+        month_usd=settings.budget_month_usd,
+    )
+
+
+def prices_of(settings: Settings) -> PriceTable:
+    """Give the prices that apply; a wrong PRICE_FILE ends the process with one clear line.
+
+    Nothing is known of a provider that is not Replicate, unless the file says so.
+    """
+    if not settings.buys_from_replicate and settings.price_file is None:
+        return PriceTable((), "none")
+    try:
+        return load_prices(settings.price_file)
+    except UnusablePrices as error:
+        refuse_to_start("price_file", f"{error}: see docs/money.md")
+
+
+def _open_gatekeeper(
+    settings: Settings, ledger: Ledger, attempts: FailedAttempts
+) -> Gatekeeper:
+    admin_key, token = settings.admin_api_key, settings.metrics_token
+    return Gatekeeper(
+        ledger,
+        demands_keys=settings.demands_keys,
+        attempts=attempts,
+        admin_key=admin_key.get_secret_value() if admin_key else None,
+        metrics_token=token.get_secret_value() if token else None,
+    )
 
 
 def _open_redis(settings: Settings) -> Redis:
@@ -145,6 +201,7 @@ async def open_runtime(
 
     Nothing is connected yet: a process starts, and says so in its health, whatever is down.
     """
+    prices = prices_of(settings)
     async with AsyncExitStack() as stack:
         database = open_engine(
             settings.database_url,
@@ -176,12 +233,34 @@ async def open_runtime(
         bell.start()
         stack.callback(bell.stop)
         ledger = Ledger(
-            database, policy_of(settings), on_end=partial(_count_end, counters)
+            database,
+            policy_of(settings),
+            on_end=partial(_count_end, counters),
+            budget=budget_of(settings),
         )
-        admin_key = settings.admin_api_key
-        gatekeeper = Gatekeeper(
-            demands_keys=settings.demands_keys,
-            admin_key=admin_key.get_secret_value() if admin_key else None,
+        lifeline = Lifeline(redis)
+        stack.push_async_callback(lifeline.aclose)
+        quotas = Quotas(redis, lifeline=lifeline)
+        stack.push_async_callback(quotas.aclose)
+        failures = Quotas(redis, lifeline=lifeline)
+        stack.push_async_callback(failures.aclose)
+        attempts = FailedAttempts(
+            failures, on_failure=partial(counters.add, "auth_failures")
+        )
+        gatekeeper = _open_gatekeeper(settings, ledger, attempts)
+        stack.push_async_callback(gatekeeper.aclose)
+        links = links_of(settings)
+        outbound = Outbound(settings.outbound_hosts)
+        stack.push_async_callback(outbound.aclose)
+        uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
+        inputs = Inputs(
+            uploads=uploads,
+            store=store,
+            client=client,
+            outbound=outbound,
+            # Where the provider cannot reach us, files are sent to it instead.
+            link_of=links.link_of if settings.callback_base_url else _no_link,
+            lifetime=settings.job_deadline + LINK_SLACK,
         )
         given = settings.replicate_webhook_secret
         secret = SigningSecret(
@@ -197,6 +276,7 @@ async def open_runtime(
             client=client,
             catalogue=catalogue,
             store=store,
+            links=links,
             counters=counters,
             throttle=throttle,
             breaker=breaker,
@@ -214,7 +294,17 @@ async def open_runtime(
                 seen=Recall(redis, "webhooks", lifetime=MEMORY),
             ),
             gatekeeper=gatekeeper,
+            backlog=Backlog(ledger, settings.max_pending_jobs),
+            prices=prices,
+            quotas=quotas,
+            outbound=outbound,
+            uploads=uploads,
+            inputs=inputs,
         )
+
+
+def _no_link(key: str, lifetime: timedelta) -> None:
+    """Give no address, for there is none the provider could read."""
 
 
 def _count_opening(counters: SharedCounters, reason: str) -> None:
@@ -265,6 +355,8 @@ def _duties(
         ),
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
         EndOutOfTime(ledger, engine),
+        ForgetSubmissions(ledger),
+        RemoveUnusedUploads(base.uploads),
     )
 
 
@@ -281,7 +373,6 @@ async def open_worker(
         # (docs/adr/0006); the API's reads by key are better off with them.
         session={"plan_cache_mode": "force_custom_plan"},
     ) as base:
-        prices = _prices(settings)
         durations = Durations()
         reconciler = Reconciler(base.ledger, base.client)
         runner = JobRunner(
@@ -291,7 +382,7 @@ async def open_worker(
             counters=base.counters,
             breaker=base.breaker,
             max_output_bytes=settings.max_output_bytes,
-            price_of=lambda model: prices.get(model.partition(":")[0]),
+            prices=base.prices,
             reconciler=reconciler,
             durations=durations,
             callback_base_url=settings.callback_base_url,

@@ -186,6 +186,10 @@ class _Supervisor:
         if not (self._settings["AUTH_REQUIRED"] or self._settings["ADMIN_API_KEY"]):
             # Loopback only, and nobody could have a key yet.
             self._env["AUTH_REQUIRED"] = "false"
+        admin_key = self._settings["ADMIN_API_KEY"]
+        if admin_key is not None:
+            # Also when it is in `.env`: `mediagen` finds it in our children's environment.
+            self._env["ADMIN_API_KEY"] = admin_key
         self._env["PORT"] = str(self._port)
         sandbox_port = None
         if self._settings["REPLICATE_API_TOKEN"] is None:
@@ -276,8 +280,11 @@ class _Supervisor:
         self._say(
             f"Ready in {seconds:.1f} s: {url} (API at {url}/docs; Ctrl-C stops everything)"
         )
+        demands_key = _answers(self._port, f"{self._prefix}/models", status=401)
+        key = ' -H "Authorization: Bearer $ADMIN_API_KEY"' if demands_key else ""
         self._say(
-            f"Try: curl -s {url}{self._prefix}/generate -H 'Content-Type: application/json' "
+            f"Try: curl -s {url}{self._prefix}/generate{key} "
+            """-H 'Content-Type: application/json' """
             """-d '{"prompt": "a lighthouse at dawn"}'"""
         )
 

@@ -139,6 +139,9 @@ def kinds(service: Service) -> list[Kind]:
         Kind("status=failed, cursor", [f"{prefix}&status=failed{c}" for c in cursors]),
         Kind("model", [f"{prefix}&{dev}"]),
         Kind("model, cursor", [f"{prefix}&{dev}{cursor}" for cursor in cursors]),
+        Kind("owner, cursor", [f"{prefix}&owner=default{c}" for c in cursors]),
+        Kind("owner and status", [f"{prefix}&owner=default&status=failed"]),
+        Kind("owner and model", [f"{prefix}&owner=default&{dev}"]),
         Kind("status and model", [f"{prefix}&status=failed&{dev}"]),
     ]
 

@@ -22,7 +22,7 @@ TESTS = sorted(
 )
 COMPOSITION_ROOTS = {
     *("app/main.py", "app/cli.py", "app/up.py", "worker/celery_app.py"),
-    "app/core/config.py",
+    *("app/core/config.py", "app/cli_session.py"),
 }
 
 
@@ -204,7 +204,7 @@ RULES: dict[Rule, tuple[list[Path], set[str]]] = {
         # Commands, and the one clear line about a wrong setting.
         {
             *("app/cli.py", "app/up.py", "app/terminal.py", "app/core/config.py"),
-            "worker/celery_app.py",
+            *("worker/celery_app.py", "app/cli_keys.py"),
         },
     ),
     nobody_sleeps: (

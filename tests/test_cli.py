@@ -215,6 +215,102 @@ def test_json_is_alone_on_stdout(api: Stub, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+UPLOAD = "POST /api/v1/uploads"
+MODELS = "GET /api/v1/models"
+
+
+def a_model(name: str, **inputs: Any) -> dict[str, Any]:
+    return {"name": name, "input_schema": {"type": "object", "properties": inputs}}
+
+
+URI = {"type": "string", "format": "uri"}
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    path.write_bytes(PICTURE)
+    return path
+
+
+@pytest.fixture
+def drawing_api(api: Stub) -> Stub:
+    """An API with models that take pictures."""
+    items = [
+        a_model("acme/one", mask=URI | {"x-order": 2}, photo=URI | {"x-order": 1}),
+        a_model("acme/many", input_images={"type": "array", "items": URI}),
+        a_model("acme/none", prompt={"type": "string"}),
+    ]
+    api.on(MODELS, {"default": "acme/one", "items": items})
+    api.on(UPLOAD, *[(201, {"uri": f"upload:{n}"}) for n in range(1, 4)])
+    api.on(GENERATE, (202, a_job()))
+    return api
+
+
+@pytest.mark.parametrize(
+    "words, parameters",
+    [
+        (["--image", "{}"], {"photo": "upload:1"}),
+        (["--image", "{}", "-m", "acme/one:abc"], {"photo": "upload:1"}),
+        (["--image", "{}", "-m", "acme/many"], {"input_images": ["upload:1"]}),
+        (
+            ["--image", "{}", "--image", "{}", "-m", "acme/many"],
+            {"input_images": ["upload:1", "upload:2"]},
+        ),
+        (["--image", "{}", "-m", "acme/strange"], {"image": "upload:1"}),
+        (["--param", "mask=@{}"], {"mask": "upload:1"}),
+        (
+            ["--image", "{}", "--param", "mask=@{}", "--param", "steps=4"],
+            {"steps": 4, "photo": "upload:1", "mask": "upload:2"},
+        ),
+        (["--param", 'caption="@home"'], {"caption": "@home"}),
+    ],
+)
+def test_a_picture_is_uploaded_and_named_in_the_job(
+    drawing_api: Stub, picture: Path, words: list[str], parameters: dict[str, Any]
+) -> None:
+    given = [word.replace("{}", str(picture)) for word in words]
+
+    result = generate(drawing_api, picture.parent, "--no-wait", *given)
+
+    assert result.exit_code == 0, result.output
+    assert drawing_api.body_of(GENERATE)["parameters"] == parameters
+    sent = [body for _, path, _, body in drawing_api.seen if "uploads" in path]
+    assert all(PICTURE in body and b'name="file"' in body for body in sent)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--image", "{}", "-m", "acme/none"],
+        ["--image", "{}", "--image", "{}"],
+        ["--image", "nowhere.png"],
+        ["--param", "mask=@nowhere.png"],
+        ["--param", "mask=@."],
+    ],
+)
+def test_a_picture_that_cannot_be_used_is_wrong_usage(
+    drawing_api: Stub, picture: Path, words: list[str]
+) -> None:
+    given = [word.replace("{}", str(picture)) for word in words]
+
+    result = generate(drawing_api, picture.parent, *given)
+
+    assert result.exit_code == 2
+    assert not [path for _, path, *_ in drawing_api.seen if "generate" in path]
+
+
+def test_a_picture_the_api_refuses_ends_the_command(
+    drawing_api: Stub, picture: Path
+) -> None:
+    drawing_api.on(UPLOAD, a_problem(422, "The file is damaged."))
+
+    result = generate(drawing_api, picture.parent, "--image", str(picture))
+
+    assert result.exit_code == 2
+    assert "The file is damaged." in result.output
+
+
 @pytest.mark.parametrize("wrong", [{"sha256": "00" * 32}, {"size_bytes": 3}])
 def test_a_damaged_download_is_not_kept(
     api: Stub, tmp_path: Path, wrong: dict[str, Any]
@@ -339,11 +435,26 @@ def test_patience_ends(api: Stub, tmp_path: Path) -> None:
     assert api.url in result.stderr.splitlines()[-1]
 
 
-def test_a_submission_is_never_repeated(api: Stub, tmp_path: Path) -> None:
-    api.on(GENERATE, None)
+def test_a_submission_whose_answer_is_lost_is_sent_again_as_the_same(
+    api: Stub, tmp_path: Path
+) -> None:
+    api.on(GENERATE, None, None, (202, a_job()))
 
-    assert generate(api, tmp_path).exit_code == 3
-    assert len(api.seen) == 1
+    assert generate(api, tmp_path, "--no-wait").exit_code == 0
+
+    keys = [headers["Idempotency-Key"] for _, _, headers, _ in api.seen]
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+def test_every_submission_has_a_key_of_its_own(api: Stub, tmp_path: Path) -> None:
+    api.on(GENERATE, (202, a_job()))
+
+    generate(api, tmp_path, "--no-wait")
+    generate(api, tmp_path, "--no-wait")
+
+    first, second = (headers["Idempotency-Key"] for _, _, headers, _ in api.seen)
+    assert first != second
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing(api: Stub, tmp_path: Path) -> None:
@@ -470,6 +581,65 @@ def test_jobs_as_json_is_the_apis_answer(api: Stub) -> None:
     api.on("GET /api/v1/jobs", page)
 
     assert json.loads(run("jobs", "--json", "--url", api.url).stdout) == page
+
+
+def a_usage(**changes: Any) -> dict[str, Any]:
+    sums = {"jobs": 3, "completed": 2, "failed": 1, "cancelled": 0, "outputs": 5}
+    priced = sums | {"cost_usd": "0.015", "unpriced_jobs": 0}
+    unpriced = sums | {"cost_usd": None, "unpriced_jobs": 3}
+    period = {"spent_usd": "1", "reserved_usd": "0.5"}
+    limited = period | {"limit_usd": "2", "left_usd": "0.5"}
+    boundless = period | {"limit_usd": None, "left_usd": None}
+    return {
+        "from": "2026-10-28",
+        "to": "2026-11-26",
+        "by": ["model", "key"],
+        "rows": [
+            {"model": "acme/painter", "key_id": JOB_ID} | priced,
+            {"model": "acme/[bold]", "key_id": None} | unpriced,
+        ],
+        "has_more": False,
+        "totals": priced | {"jobs": 6, "unpriced_jobs": 3},
+        "budget": {
+            "key": {"job_usd": None, "day": limited, "month": boundless},
+            "service": None,
+        },
+    } | changes
+
+
+def test_usage_is_a_table_with_a_total_and_what_is_left(api: Stub) -> None:
+    api.on("GET /api/v1/usage", a_usage())
+
+    words = "usage --by model,key --from 2026-10-28 --to 2026-11-26 --owner ann --url"
+    result = run(*words.split(), api.url)
+
+    head, _, first, second, total, left = (
+        line.split() for line in result.stdout.splitlines()
+    )
+    counts = ["jobs", "completed", "failed", "cancelled", "outputs"]
+    assert head == ["model", "key", *counts, "USD", "unpriced"]
+    assert first == ["acme/painter", JOB_ID, *"32105", "0.015"]
+    assert second == ["acme/[bold]", "none", *"32105", "unknown", "3"]
+    assert total == ["total", *"62105", "0.015", "3"]
+    expected = "key, this day: 0.5 USD left of 2 (1 spent, 0.5 held for jobs under way)"
+    assert " ".join(left) == expected
+    query = api.seen[0][1].partition("?")[2]
+    assert query == "by=model%2Ckey&from=2026-10-28&to=2026-11-26&owner=ann"
+
+
+def test_usage_says_when_it_does_not_tell_everything(api: Stub) -> None:
+    api.on("GET /api/v1/usage", a_usage(has_more=True))
+
+    result = run("usage", "--url", api.url)
+
+    assert "more groups" in result.stderr
+    assert api.seen[0][1].partition("?")[2] == "by=day"
+
+
+def test_usage_as_json_is_the_apis_answer(api: Stub) -> None:
+    api.on("GET /api/v1/usage", a_usage())
+
+    assert json.loads(run("usage", "--json", "--url", api.url).stdout) == a_usage()
 
 
 def test_cancel_and_retry_show_the_job(api: Stub) -> None:

@@ -6,20 +6,27 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils.compat import uuid7
 
 from app.core.heartbeat import Heartbeat, living
 from app.doctor import Finding, Mark, examine
+from app.domain.access import Budget, Limits, Scope
 from app.processes import free_port
+from app.services import keys
+from app.services.keys import NewKey, Secret
 from app.services.media_client import open_breaker
 from tests.support.command_line import Stub, recorded_run, run, stub_api
 from tests.support.waiting import wait_for_async
 
+ADMIN_KEY = "s3cret-of-an-administrator"
 SECRETS = ("s3cret", "r8_hidden")
 
 
@@ -134,6 +141,7 @@ def sound(
         "REPLICATE_API_TOKEN": "r8_hidden",
         "REPLICATE_API_BASE_URL": f"{api.url}/v1",
         "OUTPUT_HOSTS": f"127.0.0.1:{api.server_port}",
+        "ADMIN_API_KEY": ADMIN_KEY,
         "STORAGE_PATH": str(tmp_path / "media"),
         "LOG_DIR": str(tmp_path / "logs"),
     }
@@ -171,6 +179,45 @@ def test_doctor_misses_the_worker(sound: dict[str, str]) -> None:
 
     assert result.exit_code == 1
     assert "celery -A worker.celery_app worker" in _by_name(result.stdout)["worker"]
+
+
+def test_doctor_misses_a_key_to_make_others_with(sound: dict[str, str]) -> None:
+    result = run("doctor", **sound | {"ADMIN_API_KEY": ""})
+
+    found = _by_name(result.stdout)["keys"]
+    assert found[0] == "✗" and "set ADMIN_API_KEY" in found
+
+
+async def test_doctor_finds_a_key_to_make_others_with(
+    sound: dict[str, str], engine: AsyncEngine
+) -> None:
+    made = NewKey(
+        id=uuid7(),
+        owner="default",
+        name="mine",
+        scopes=frozenset((Scope.ADMIN,)),
+        expires_at=None,
+        limits=Limits(),
+        budget=Budget(),
+    )
+    async with engine.begin() as conn:
+        await keys.create(conn, made, Secret.mint())
+
+    command = partial(run, "doctor", **sound | {"ADMIN_API_KEY": ""})
+    result = await asyncio.to_thread(command)
+
+    assert _by_name(result.stdout)["keys"][0] == "✓"
+
+
+@pytest.mark.parametrize("switch", ["AUTH_REQUIRED=false", "DEBUG=true"])
+def test_doctor_says_that_no_keys_are_demanded(
+    sound: dict[str, str], switch: str
+) -> None:
+    name, _, value = switch.partition("=")
+
+    found = _by_name(run("doctor", **sound | {name: value}).stdout)["keys"]
+
+    assert found[0] == "!" and "AUTH_REQUIRED=true" in found
 
 
 def test_doctor_warns_of_a_broker_that_forgets(

@@ -54,6 +54,11 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_accounts")),
     )
+    # What all jobs together cost is booked here, whoever they are of.
+    op.execute(
+        "INSERT INTO accounts (name, day, month) VALUES"
+        " ('service', DATE '1970-01-01', DATE '1970-01-01')"
+    )
     op.create_table(
         "api_keys",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -120,7 +125,11 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
-        "ix_ledger_entries_day_owner", "ledger_entries", ["day", "owner"], unique=False
+        "ix_ledger_entries_day_owner",
+        "ledger_entries",
+        ["day", "owner"],
+        unique=False,
+        postgresql_where=sa.text("kind = 'charge'"),
     )
     op.create_table(
         "owners",
@@ -204,6 +213,18 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(
+        "ix_jobs_owner_status_id",
+        "jobs",
+        ["owner", "status", sa.literal_column("id DESC")],
+        unique=False,
+    )
+    op.create_index(
+        "ix_jobs_owner_model_id",
+        "jobs",
+        ["owner", "model", sa.literal_column("id DESC")],
+        unique=False,
+    )
+    op.create_index(
         "ix_jobs_turns",
         "jobs",
         ["owner", sa.literal_column("priority DESC"), "due_at"],
@@ -219,6 +240,8 @@ def downgrade() -> None:
         table_name="jobs",
         postgresql_where=sa.text("status = 'pending'"),
     )
+    op.drop_index("ix_jobs_owner_model_id", table_name="jobs")
+    op.drop_index("ix_jobs_owner_status_id", table_name="jobs")
     op.drop_index("ix_jobs_owner_id", table_name="jobs")
     op.create_index(
         "ix_jobs_queue",

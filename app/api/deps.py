@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar, get_args
 from uuid import UUID
 
 from fastapi import Request
@@ -55,14 +55,24 @@ def _explain(detail: ErrorDetails, kind: type[BaseModel]) -> tuple[str, str]:
     pointer = "".join(f"/{name}" for name in names)
     text = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        text = "is not a field of this request; known are " + ", ".join(
-            kind.model_fields
-        )
+        fields = _model_at(kind, detail["loc"][:-1]).model_fields
+        text = "is not a field of this request; known are " + ", ".join(fields)
     elif detail["type"] == "json_invalid":
         text = "is not valid JSON: " + text.removeprefix("Invalid JSON: ")
     elif detail["type"] == "missing":
         text = "is required"
     return pointer, text
+
+
+def _model_at(kind: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """Find the model of an object within the body."""
+    for name in path:
+        field = kind.model_fields.get(str(name))
+        hint = field.annotation if field else None
+        for one in (hint, *get_args(hint)):
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                kind = one
+    return kind
 
 
 def parse_job_id(text: str) -> UUID:

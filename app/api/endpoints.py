@@ -7,14 +7,13 @@ be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from uuid_utils.compat import uuid7
 
 from app.api.deps import (
     parse_body,
@@ -24,16 +23,29 @@ from app.api.deps import (
     runtime_of,
     write_cursor,
 )
-from app.api.guard import GuardedRoute, needs
-from app.api.views import etag_of, job_body, newborn_body, respond
+from app.api.guard import GuardedRoute, caller_of, needs
+from app.api.intake import (
+    accept,
+    estimate,
+    new_job,
+    once_of,
+    plain_values,
+    replayed,
+)
+from app.api.views import (
+    etag_of,
+    etag_with_links,
+    job_body,
+    model_body,
+    respond,
+)
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
-from app.core.crashpoints import Point, reach
 from app.core.stopping import pause
 from app.domain.access import Scope
-from app.domain.errors import Conflict
+from app.domain.errors import Conflict, Forbidden
 from app.domain.events import CancelRequested
-from app.domain.generation import GenerationRequest
+from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Status
 from app.models import schemas
 from app.runtime import Runtime
@@ -41,7 +53,7 @@ from app.services import job_queries, job_service
 from app.services.job_queries import JobFilter, JobRecord
 from app.services.job_records import PRIORITIES
 from app.services.job_service import Change
-from app.services.submission import NewJob
+from app.services.media_links import Addresses
 from app.services.translation import CommonRequest
 
 router = APIRouter(route_class=GuardedRoute)
@@ -62,8 +74,9 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document the problem answers of a route."""
     texts = {
         400: "A path or query parameter is wrong.",
+        402: "It may cost more than a budget has left, or its price is unknown.",
         404: "There is no such job or model.",
-        409: "The job's status does not allow it.",
+        409: "The job's status does not allow it, or an equal request is being accepted.",
         413: "The body is too large.",
         422: "The body does not fit its schema, or the model's.",
         503: "The database or the catalogue does not answer; nothing was accepted.",
@@ -85,49 +98,98 @@ _BODY = {
     }
 }
 
+_ONCE = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "Any text of yours; a repeat with the same one makes no second"
+            " job. Kept for 24 hours at least.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        }
+    ]
+}
+
 
 @router.post(
     "/generate",
     status_code=202,
     response_model=schemas.Job,
-    responses=_problems(404, 413, 422, 503),
-    openapi_extra=_BODY,
+    responses=_problems(400, 402, 404, 409, 413, 422, 503)
+    | {
+        200: {
+            "model": schemas.Estimate,
+            "description": "With `dry_run`: what it would mean.",
+        }
+    },
+    openapi_extra=_BODY | _ONCE,
     tags=["jobs"],
     summary="Submit a job",
 )
 @needs(Scope.GENERATE)
-async def generate(request: Request) -> Response:
-    """Accept a job: it is stored before this answers, and will be looked after from then on."""
-    runtime = runtime_of(request)
+async def generate(
+    request: Request,
+    dry_run: Annotated[
+        bool,
+        Query(
+            description="Say what it would cost and when it would start; buy nothing."
+        ),
+    ] = False,
+) -> Response:
+    """Accept a job: it is stored before this answers, and will be looked after from then on.
+
+    With an `Idempotency-Key` a repeat gets the first answer again, for 24 hours at least.
+    """
+    runtime, caller = runtime_of(request), caller_of(request)
     wanted = await parse_body(request, schemas.GenerateRequest)
-    prepared = await runtime.catalogue.prepare(
-        CommonRequest(
-            model=wanted.model or runtime.settings.default_model,
-            prompt=wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
-            width=wanted.width,
-            height=wanted.height,
-            aspect_ratio=wanted.aspect_ratio,
-            num_outputs=wanted.num_outputs,
-            seed=wanted.seed,
-            output_format=wanted.output_format,
-            parameters=wanted.parameters,
-        )
-    )
-    job = NewJob(
-        id=uuid7(),
-        request=GenerationRequest(prepared.model, prepared.input),
-        provider=runtime.client.name,
-        prompt=wanted.prompt,
+    once = None if dry_run else once_of(request, "generate", plain_values(wanted))
+    if once and (repeat := await replayed(runtime, caller.owner, once)):
+        return repeat
+    prepared = await runtime.catalogue.prepare(_common(runtime, wanted))
+    if wanted.webhook_url is not None:
+        await runtime.outbound.examine(wanted.webhook_url, field="webhook_url")
+    uploads: Mapping[str, JSON] = {}
+    if not dry_run:
+        resolved = await runtime.inputs.resolve(caller.owner, prepared)
+        prepared, uploads = resolved.prepared, resolved.uploads
+    job = new_job(
+        request,
+        GenerationRequest(prepared.model, prepared.input),
         num_outputs=prepared.num_outputs,
+        prompt=wanted.prompt,
         priority=PRIORITIES[wanted.priority],
-        deadline=runtime.settings.job_deadline,
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
-        request_id=request.scope.get("request_id"),
         warnings=prepared.warnings + _not_yet(wanted.webhook_url),
+        uploads=uploads,
+        once=once,
+        owner=caller.owner,
+        is_public=_is_public(runtime, wanted.visibility),
     )
-    return await _accept(runtime, job)
+    return await (estimate if dry_run else accept)(runtime, job)
+
+
+def _common(runtime: Runtime, wanted: schemas.GenerateRequest) -> CommonRequest:
+    return CommonRequest(
+        model=wanted.model or runtime.settings.default_model,
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        width=wanted.width,
+        height=wanted.height,
+        aspect_ratio=wanted.aspect_ratio,
+        num_outputs=wanted.num_outputs,
+        seed=wanted.seed,
+        output_format=wanted.output_format,
+        parameters=wanted.parameters,
+    )
+
+
+def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> bool:
+    """Private is what a caller with a key expects; without keys it could not be kept."""
+    if visibility is None:
+        return not runtime.settings.demands_keys
+    return visibility == "public"
 
 
 def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
@@ -135,20 +197,6 @@ def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
     if webhook_url is None:
         return ()
     return ("webhook_url is kept but not called yet: read the job's status instead.",)
-
-
-async def _accept(runtime: Runtime, job: NewJob) -> Response:
-    born = await runtime.ledger.submit(job)
-    reach(Point.SUBMIT_COMMITTED)
-    runtime.bell.ring(str(job.id))
-    location = f"{runtime.settings.api_v1_prefix}/status/{job.id}"
-    headers = {
-        "Location": location,
-        "ETag": etag_of(job.id, 1),
-        "Retry-After": "1",
-    }
-    breaker = await runtime.breaker.state()
-    return respond(newborn_body(job, born, breaker), 202, headers)
 
 
 @router.get(
@@ -179,19 +227,21 @@ async def status(
     runtime = runtime_of(request)
     key = parse_job_id(job_id)
     known = request.headers.get("if-none-match")
-    record = await _wait_for(runtime, key, known, wait)
-    etag = etag_of(key, record.row.version)
+    realm = caller_of(request).realm
+    record = await _wait_for(runtime, key, realm, known, wait)
+    addresses = runtime.links.now()
+    etag = etag_with_links(record, addresses)
     if known is not None and _mentions(known, etag):
         return Response(
             status_code=304, headers={"ETag": etag, "Cache-Control": "no-store"}
         )
-    return await _tell(runtime, record, etag)
+    return await _tell(runtime, record, addresses)
 
 
-async def _tell(runtime: Runtime, record: JobRecord, etag: str) -> Response:
+async def _tell(runtime: Runtime, record: JobRecord, addresses: Addresses) -> Response:
     breaker = await _breaker(runtime, (record,))
-    body = job_body(record, runtime.settings.public_base_url, breaker)
-    return respond(body, headers={"ETag": etag})
+    headers = {"ETag": etag_with_links(record, addresses)}
+    return respond(job_body(record, addresses, breaker), headers=headers)
 
 
 async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerState:
@@ -202,13 +252,13 @@ async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerSta
 
 
 async def _wait_for(
-    runtime: Runtime, job_id: UUID, known: str | None, wait: float
+    runtime: Runtime, job_id: UUID, realm: str | None, known: str | None, wait: float
 ) -> JobRecord:
     """Read until the job is worth telling about, or the time is up, or the process stops."""
     deadline = time.monotonic() + wait
     rest = FIRST_POLL
     while True:
-        record = await runtime.ledger.read(job_id)
+        record = await runtime.ledger.read(job_id, realm=realm)
         is_finished = Status(record.row.status).is_terminal
         is_news = known is not None and not _mentions(
             known, etag_of(job_id, record.row.version)
@@ -234,6 +284,10 @@ def _mentions(header: str, etag: str) -> bool:
 @needs(Scope.READ)
 async def jobs(
     request: Request,
+    owner: Annotated[
+        str | None,
+        Query(max_length=200, description="Whose; others' are for administrators."),
+    ] = None,
     status: Annotated[schemas.StatusWord | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=300)] = None,
     q: Annotated[
@@ -245,21 +299,25 @@ async def jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List jobs, newest first.  The cursor is stable while jobs come and go."""
-    runtime = runtime_of(request)
+    runtime, caller = runtime_of(request), caller_of(request)
+    before = read_cursor(cursor)
+    owner = _clean(owner)
+    if owner is not None and not caller.sees(owner):
+        raise Forbidden("Only administrators see other owners.", field="owner")
     wanted = JobFilter(
+        owner=owner or caller.realm,
         status=status,
         model=_clean(model),
         text=_clean(q),
         created_after=_storable(created_after),
         created_before=_storable(created_before),
     )
-    before = read_cursor(cursor)
     found = await promptly(_page(runtime, wanted, before, limit + 1))
     shown = found[:limit]
-    base, breaker = runtime.settings.public_base_url, await _breaker(runtime, shown)
+    addresses, breaker = runtime.links.now(), await _breaker(runtime, shown)
     return respond(
         {
-            "items": [job_body(record, base, breaker) for record in shown],
+            "items": [job_body(record, addresses, breaker) for record in shown],
             "next_cursor": (
                 write_cursor(shown[-1].row.id) if len(found) > limit else None
             ),
@@ -305,44 +363,56 @@ async def cancel(request: Request, job_id: str) -> Response:
     agrees, and it stays `processing` until then.
     """
     runtime = runtime_of(request)
-    key = parse_job_id(job_id)
-    outcome = await runtime.ledger.change(Change(key, CancelRequested()))
+    key, realm = parse_job_id(job_id), caller_of(request).realm
+    change = Change(key, CancelRequested(), realm=realm)
+    outcome = await runtime.ledger.change(change)
     if not outcome.after.is_terminal:
         runtime.bell.ring(str(key))
-    record = await runtime.ledger.read(key)
-    return await _tell(runtime, record, etag_of(key, record.row.version))
+    record = await runtime.ledger.read(key, realm=realm)
+    return await _tell(runtime, record, runtime.links.now())
 
 
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=202,
     response_model=schemas.Job,
-    responses=_problems(400, 404, 409, 503),
+    responses=_problems(400, 402, 404, 409, 422, 503),
+    openapi_extra=_ONCE,
     tags=["jobs"],
     summary="Run a finished job again",
 )
 @needs(Scope.GENERATE)
 async def retry(request: Request, job_id: str) -> Response:
-    """Submit a new job with the same effective input; the old one stays as it is."""
-    runtime = runtime_of(request)
-    old = (await runtime.ledger.read(parse_job_id(job_id))).row
+    """Submit a new job with the same effective input; the old one stays as it is.
+
+    The new one belongs to the owner of the old one, and is as visible.  `Idempotency-Key` is
+    honoured as by `POST /generate`.
+    """
+    runtime, caller = runtime_of(request), caller_of(request)
+    record = await runtime.ledger.read(parse_job_id(job_id), realm=caller.realm)
+    old = record.row
+    once = once_of(request, "retry", str(old.id))
+    if once and (repeat := await replayed(runtime, old.owner, once)):
+        return repeat
     if not Status(old.status).is_terminal:
         raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
-    job = NewJob(
-        id=uuid7(),
-        request=GenerationRequest(old.model, old.input),
-        provider=runtime.client.name,
-        prompt=old.prompt,
+    sent = await runtime.inputs.refresh(old.owner, old.input, old.uploads)
+    job = new_job(
+        request,
+        GenerationRequest(old.model, sent),
         num_outputs=old.num_outputs,
+        prompt=old.prompt,
         priority=old.priority,
-        deadline=runtime.settings.job_deadline,
         metadata=old.metadata,
         webhook_url=old.webhook_url,
-        request_id=request.scope.get("request_id"),
         retry_of=old.id,
         warnings=_not_yet(old.webhook_url),
+        uploads=old.uploads,
+        once=once,
+        owner=old.owner,
+        is_public=old.is_public,
     )
-    return await _accept(runtime, job)
+    return await accept(runtime, job)
 
 
 @router.delete(
@@ -357,18 +427,16 @@ async def retry(request: Request, job_id: str) -> Response:
 async def delete(request: Request, job_id: str) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
     runtime = runtime_of(request)
-    key = parse_job_id(job_id)
-    files = await promptly(_delete(runtime, key))
+    key, realm = parse_job_id(job_id), caller_of(request).realm
+    files = await promptly(_delete(runtime, key, realm))
     async with runtime.ledger.removing(files) as orphans:
         await runtime.store.delete(orphans)
     return Response(status_code=204)
 
 
-async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
+async def _delete(runtime: Runtime, job_id: UUID, realm: str | None) -> list[str]:
     async with runtime.ledger.transaction() as conn:
-        files = await job_service.keys_of(conn, job_id)
-        await job_service.delete_job(conn, job_id)
-    return files
+        return await job_service.delete_job(conn, job_id, realm=realm)
 
 
 @router.get(
@@ -381,18 +449,9 @@ async def _delete(runtime: Runtime, job_id: UUID) -> list[str]:
 async def models(request: Request) -> Response:
     """List the models known here with their inputs.  Others work too, by name."""
     runtime = runtime_of(request)
+    today = datetime.now(UTC).date()
     items = [
-        {
-            "name": model.name,
-            "description": model.description,
-            "version": model.version,
-            "input_schema": model.input_schema,
-            "price_per_output_usd": (
-                model.price_per_output_usd
-                if runtime.settings.buys_from_replicate
-                else None
-            ),
-        }
+        model_body(model, runtime.prices.price_of(model.name, today))
         for model in runtime.catalogue.list()
     ]
     return respond({"default": runtime.settings.default_model, "items": items})

@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 
+from app.api import problems
+from app.api.rates import charge
 from app.domain.access import Caller, Scope
-from app.domain.errors import Forbidden
+from app.domain.errors import Forbidden, Unauthorized
 from app.runtime import Runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,13 +31,15 @@ SECURITY_SCHEMES = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
-_PROBLEM = {
-    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "A key is demanded, and this is none that is valid."},
     403: {"description": "The key's scopes do not allow it."},
-    429: {"description": "Too many requests; `Retry-After` says when to try again."},
+    429: {
+        "description": "Too many requests; `Retry-After` says when to try again.",
+        "headers": {
+            "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
+        },
+    },
     503: {"description": "The database does not answer, or the queue is full."},
 }
 
@@ -60,7 +65,7 @@ class GuardedRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         refusals = {
-            code: one | {"content": _PROBLEM} for code, one in _REFUSALS.items()
+            code: one | {"content": problems.CONTENT} for code, one in _REFUSALS.items()
         }
         options["responses"] = refusals | (options.get("responses") or {})
         extra = dict(options.get("openapi_extra") or {})
@@ -83,17 +88,53 @@ class GuardedRoute(APIRoute):
 
 async def admit(request: Request, runtime: Runtime, scope: Scope) -> Caller:
     """Find out who calls, and let them in; raise `Unauthorized`, `Forbidden`, `OverLimit`."""
-    address = request.client.host if request.client else "unknown"
-    caller = await runtime.gatekeeper.identify(_secret(request), address)
+    gatekeeper = runtime.gatekeeper
+    secret = read_secret(request.headers) if gatekeeper.demands_keys else None
+    caller = await gatekeeper.identify(secret, address_of(request))
+    await charge(request, runtime, caller)
     if not caller.may(scope):
-        raise Forbidden(f"This needs a key with the scope {scope.value}.")
+        raise _too_little(scope)
     return caller
 
 
-def _secret(request: Request) -> str | None:
-    """Read the key from either header; the empty string when it makes no sense."""
-    given = request.headers.get("authorization")
-    if given is None:
-        return request.headers.get("x-api-key")
-    scheme, _, secret = given.partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" else ""
+async def admit_or_nobody(
+    request: Request, runtime: Runtime, scope: Scope
+) -> Caller | None:
+    """Let in whoever brings no key, as nobody; a key that is brought must be a valid one."""
+    if read_secret(request.headers) is None:
+        return None
+    return await admit(request, runtime, scope)
+
+
+def address_of(request: Request) -> str:
+    """Give the caller's address, as the server in front of us tells it."""
+    return request.client.host if request.client else "unknown"
+
+
+def read_secret(headers: Headers) -> str | None:
+    """Read the key from either header, None when there is none.
+
+    Raises `Unauthorized` for a header nobody can read, and for two keys that differ.
+    """
+    found = {_bearer(given) for given in headers.getlist("authorization")}
+    found |= {given.strip() for given in headers.getlist("x-api-key")}
+    if len(found) > 1:
+        raise Unauthorized("Two different keys were sent: send one of them.")
+    return found.pop() if found else None
+
+
+def _bearer(given: str) -> str:
+    scheme, _, secret = given.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized(
+            "Authorization must be: Bearer mgs_…  The key may also be sent as X-API-Key."
+        )
+    return secret.strip()
+
+
+def _too_little(scope: Scope) -> Forbidden:
+    if scope is Scope.MONITOR:
+        text = "This needs METRICS_TOKEN, or a key with the scope admin."
+        return Forbidden(text, scope=Scope.ADMIN.value)
+    text = f"This needs a key with the scope {scope.value}."
+    return Forbidden(text, scope=scope.value)

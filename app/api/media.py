@@ -1,10 +1,9 @@
-"""Serve stored files: immutable, resumable, and harmless in a browser."""
+"""Serve stored files to who may have them: resumable, and harmless in a browser."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any, Final, Literal
 
@@ -15,14 +14,15 @@ from fastapi.responses import (
     StreamingResponse,
 )
 
+from app.api.deps import runtime_of
+from app.api.guard import SECURITY_SCHEMES
+from app.api.media_access import Admission, admit_to_file
 from app.api.problems import problem
+from app.core.links import EXPIRES, SIGNATURE
 from app.services.media_store import BlobMeta, ByteRange, MediaStore
 
 router = APIRouter(tags=["media"])
 
-_LINK_LIFE: Final = timedelta(minutes=15)
-_REDIRECT_CACHE: Final = "private, max-age=600"  # shorter than the link lives
-_IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 
 # Bytes drawn by a stranger's model must never run as a page of ours.
@@ -37,23 +37,44 @@ _PICTURE: Final[dict[str, Any]] = {
     f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
     for kind in ("png", "jpeg", "webp", "gif", "avif")
 }
+_PROBLEM: Final[dict[str, Any]] = {"application/problem+json": {}}
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "The file.", "content": _PICTURE},
     206: {"description": "The part asked for with `Range`.", "content": _PICTURE},
     304: {"description": "`If-None-Match` names the file as it is."},
-    307: {"description": "The file is in a bucket: a link that works for 15 minutes."},
-    404: {
-        "description": "There is no such file.",
-        "content": {"application/problem+json": {}},
+    307: {
+        "description": "The file is in a bucket: a link that works for 15 minutes, or as"
+        " long as the one that led here."
     },
-    503: {
-        "description": "The store does not answer.",
-        "content": {"application/problem+json": {}},
+    401: {"description": "A key was sent that is not valid.", "content": _PROBLEM},
+    403: {"description": "The key's scopes do not allow it.", "content": _PROBLEM},
+    404: {
+        "description": "There is no such file for you: unknown, private, or its link is"
+        " dead.",
+        "content": _PROBLEM,
     },
     416: {
         "description": "The range starts behind the end of the file.",
-        "content": {"application/problem+json": {}},
+        "content": _PROBLEM,
     },
+    429: {
+        "description": "Too many requests; `Retry-After` says when to try again.",
+        "content": _PROBLEM,
+    },
+    503: {"description": "The store or the database is silent.", "content": _PROBLEM},
+}
+_OPTIONAL_KEY: Final[dict[str, Any]] = {
+    "security": [{}, *({name: []} for name in SECURITY_SCHEMES)],
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "Part of a signed link; opens a private file without a key.",
+        }
+        for name in (EXPIRES, SIGNATURE)
+    ],
 }
 
 
@@ -62,20 +83,23 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     summary="Get a stored file",
     response_class=Response,
     responses=_RESPONSES,
+    openapi_extra=_OPTIONAL_KEY,
     operation_id="get_media",
 )
 async def get_media(key: str, request: Request) -> Response:
     """Send a stored picture, whole or one range of it, with memory use independent of size.
 
-    The address contains the hash of the bytes, so the answer may be cached for ever.  Several
-    ranges in one request are answered with the whole file (RFC 9110, section 14.2).
+    A public file's address contains the hash of the bytes, so the answer may be cached for ever.
+    A private one is sent to a key of its owner, or to whoever has a signed link.  Several ranges
+    in one request are answered with the whole file (RFC 9110, section 14.2).
     """
-    store = _store(request)
+    store = runtime_of(request).store
+    admission = await admit_to_file(request, runtime_of(request), key)
     meta = await store.head(key)
-    redirect = await _redirect(store, key, "GET")
+    redirect = await _redirect(store, key, admission, "GET")
     if redirect is not None:
         return redirect
-    headers = _describe(meta)
+    headers = _describe(meta, admission)
     if _is_current(meta, request.headers):
         return Response(status_code=304, headers=headers)
     wanted = _choose_range(meta, request.headers)
@@ -100,46 +124,44 @@ async def get_media(key: str, request: Request) -> Response:
     "/media/{key:path}",
     summary="Describe a stored file",
     response_class=Response,
-    responses={code: _RESPONSES[code] for code in (200, 304, 307, 404)},
+    responses={
+        code: _RESPONSES[code] for code in (200, 304, 307, 401, 403, 404, 429, 503)
+    },
+    openapi_extra=_OPTIONAL_KEY,
     operation_id="head_media",
 )
 async def head_media(key: str, request: Request) -> Response:
     """Send what `GET` would send of a stored picture, without its bytes."""
-    store = _store(request)
+    store = runtime_of(request).store
+    admission = await admit_to_file(request, runtime_of(request), key)
     meta = await store.head(key)
-    redirect = await _redirect(store, key, "HEAD")
+    redirect = await _redirect(store, key, admission, "HEAD")
     if redirect is not None:
         return redirect
-    headers = _describe(meta)
+    headers = _describe(meta, admission)
     if _is_current(meta, request.headers):
         return Response(status_code=304, headers=headers)
     headers["Content-Length"] = str(meta.size_bytes)
     return Response(headers=headers, media_type=meta.content_type)
 
 
-def _store(request: Request) -> MediaStore:
-    store: MediaStore = request.app.state.runtime.store
-    return store
-
-
 async def _redirect(
-    store: MediaStore, key: str, method: Literal["GET", "HEAD"]
+    store: MediaStore, key: str, admission: Admission, method: Literal["GET", "HEAD"]
 ) -> Response | None:
     """Send the client to the bucket, where there is one."""
-    url = await store.signed_url(key, _LINK_LIFE, method=method)
+    url = await store.signed_url(key, admission.bucket_link, method=method)
     if url is None:
         return None
-    return RedirectResponse(
-        url, status_code=307, headers={"Cache-Control": _REDIRECT_CACHE}
-    )
+    headers = dict(admission.redirect_headers)
+    return RedirectResponse(url, status_code=307, headers=headers)
 
 
-def _describe(meta: BlobMeta) -> dict[str, str]:
+def _describe(meta: BlobMeta, admission: Admission) -> dict[str, str]:
     return {
         "ETag": meta.etag,
         "Last-Modified": _last_modified(meta),
-        "Cache-Control": _IMMUTABLE,
         "Accept-Ranges": "bytes",
+        **admission.file_headers,
         **_HARMLESS,
     }
 

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
+from app.api.rates import rate_fields
 from app.runtime import Runtime
 
 BODY_LIMIT = 256 * 1024
@@ -46,7 +47,7 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                ours = [(b"x-request-id", request_id.encode())]
+                ours = [(b"x-request-id", request_id.encode()), *rate_fields(scope)]
                 if _is_stopping(scope):
                     # Nobody else may come by this connection: it is about to be closed,
                     # and an open one would hold the end up.

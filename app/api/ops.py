@@ -20,25 +20,33 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from app import __version__
+from app.api import problems
 from app.api.deps import promptly, runtime_of
+from app.api.guard import GuardedRoute, needs
 from app.api.views import respond
 from app.core import heartbeat
 from app.core.circuit import Condition as Circuit
 from app.core.counters import BUCKETS, Snapshot
+from app.domain.access import Scope
 from app.domain.errors import Unavailable
 from app.models import schemas
 from app.runtime import Runtime
 from app.services import job_queries
 from app.services.health import Condition, PartHealth, overall, pool_figures
 from app.services.job_queries import LiveFigures
+from app.services.usage import Money, service_money
 
-health_router = APIRouter(prefix="/health", tags=["operations"])
-metrics_router = APIRouter(tags=["operations"])
+health_router = APIRouter(
+    prefix="/health", tags=["operations"], route_class=GuardedRoute
+)
+# Load balancers and supervisors have no key, and are told little.
+probes_router = APIRouter(prefix="/health", tags=["operations"])
+metrics_router = APIRouter(tags=["operations"], route_class=GuardedRoute)
 
 FIGURES_LIFE = timedelta(seconds=5)
 
 # Every metric: its kind and what it says.  Kept in Redis by all processes together, but for
-# the gauges, which are read from the tables (and this process's pool) at the scrape.
+# the gauges and the money, which are read from the tables (and this process's pool) at the scrape.
 METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_jobs": ("gauge", "Jobs by status."),
     "mgs_jobs_stage": ("gauge", "Live jobs by what they wait for."),
@@ -79,6 +87,10 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_swept_news": ("counter", "Predictions the list showed to be over."),
     "mgs_provider_webhooks": ("counter", "Webhooks of the provider, by what became."),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
+    "mgs_rate_limited": ("counter", "Requests refused for a limit, by its code."),
+    "mgs_auth_failures": ("counter", "Wrong API keys."),
+    "mgs_cost_usd": ("counter", "What finished jobs cost, as far as prices are known."),
+    "mgs_reserved_usd": ("gauge", "What is held for jobs that are not finished."),
     "mgs_http_requests": ("counter", "Requests answered."),
     "mgs_http_request_seconds": ("histogram", "Time to answer."),
 }
@@ -87,21 +99,28 @@ METRICS: Mapping[str, tuple[str, str]] = {
 @health_router.get(
     "",
     response_model=schemas.Health,
-    responses={503: {"model": schemas.Health, "description": "Not able to keep jobs."}},
+    responses={
+        503: {
+            "model": schemas.Health,
+            "description": "Not able to keep jobs; a problem when the key cannot be checked.",
+            "content": problems.CONTENT,
+        }
+    },
     summary="How every part is",
 )
+@needs(Scope.MONITOR)
 async def health(request: Request) -> Response:
     """Ask every part.  503 only when jobs cannot be accepted and kept."""
     return _tell(await runtime_of(request).health.everything())
 
 
-@health_router.get("/live", summary="Is the process alive")
+@probes_router.get("/live", summary="Is the process alive")
 async def live() -> Response:
     """Answer: nothing but this process is asked."""
     return respond({"status": "ok"})
 
 
-@health_router.get(
+@probes_router.get(
     "/ready",
     response_model=schemas.Health,
     responses={503: {"model": schemas.Health, "description": "Send no requests here."}},
@@ -114,17 +133,24 @@ async def ready(request: Request) -> Response:
     """
     runtime = runtime_of(request)
     if runtime.stopping.is_set():
-        return _tell({"process": PartHealth(Condition.DOWN, detail="stopping")})
-    return _tell(await runtime.health.essential())
+        parts = {"process": PartHealth(Condition.DOWN, detail="stopping")}
+    else:
+        parts = await runtime.health.essential()
+    return _hint(parts) if runtime.gatekeeper.demands_keys else _tell(parts)
 
 
 def _tell(parts: Mapping[str, PartHealth]) -> Response:
-    condition = overall(parts)
-    body = {
-        "status": condition.value,
-        "version": __version__,
-        "components": {name: _part(part) for name, part in parts.items()},
-    }
+    components = {name: _part(part) for name, part in parts.items()}
+    return _answer(overall(parts), {"components": components})
+
+
+def _hint(parts: Mapping[str, PartHealth]) -> Response:
+    """Say no more than whether jobs can be accepted: anybody may ask."""
+    return _answer(overall(parts), {})
+
+
+def _answer(condition: Condition, more: Mapping[str, Any]) -> Response:
+    body = {"status": condition.value, "version": __version__, **more}
     return respond(body, 503 if condition is Condition.DOWN else 200)
 
 
@@ -146,6 +172,7 @@ def _part(part: PartHealth) -> dict[str, Any]:
 @metrics_router.get(
     "/metrics", response_class=Response, summary="Figures for Prometheus"
 )
+@needs(Scope.MONITOR)
 async def metrics(request: Request) -> Response:
     """Expose the figures of the whole deployment: any process gives the same answer."""
     runtime = runtime_of(request)
@@ -171,7 +198,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         return known[1]
     gauges: Gauges = {}
     try:
-        by_status, live = await promptly(_count(runtime))
+        by_status, live, money = await promptly(_count(runtime))
     except Unavailable:
         return gauges
     queued = live.by_stage.get("queued", 0)
@@ -181,6 +208,8 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
     gauges["mgs_jobs_stage"] = [({"stage": s}, n) for s, n in live.by_stage.items()]
     gauges["mgs_jobs_in_flight"] = [({}, in_flight)]
     gauges["mgs_queue_depth"] = [({}, queued)]
+    gauges["mgs_cost_usd"] = [({}, float(money.spent_usd))]
+    gauges["mgs_reserved_usd"] = [({}, float(money.reserved_usd))]
     gauges["mgs_queue_oldest_age_seconds"] = [({}, live.overdue.total_seconds())]
     try:
         gauges["mgs_workers"] = [({}, len(await heartbeat.living(runtime.redis)))]
@@ -196,10 +225,11 @@ async def _breaker(runtime: Runtime) -> Gauges:
     return {"mgs_provider_breaker_state": series}
 
 
-async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures]:
+async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures, Money]:
     async with runtime.ledger.reading() as conn:
         by_status = await job_queries.count_by_status(conn)
-        return by_status, await job_queries.live_figures(conn)
+        live = await job_queries.live_figures(conn)
+        return by_status, live, await service_money(conn)
 
 
 class _Exposition(Collector):
@@ -235,6 +265,8 @@ class _Exposition(Collector):
         series = self._counted.counters.get(name.removeprefix("mgs_"), {})
         for labels, value in series.items():
             family.add_sample(f"{name}_total", dict(labels), value)
+        for read, value in self._gauges.get(name, ()):
+            family.add_sample(f"{name}_total", read, value)
         return family
 
     def _histogram(self, name: str, text: str) -> HistogramMetricFamily:

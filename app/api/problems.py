@@ -7,7 +7,7 @@ or token gets out: messages are ours, and what is not ours is "internal error".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
@@ -19,17 +19,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from app.api.rates import count_refusal, rate_fields
 from app.domain import errors
 
 log = structlog.get_logger("app.api")
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:mediagen:problem:"
+CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_CHALLENGE = 'Bearer realm="mediagen"'
 
 # The first class that fits wins, so subclasses come before their parents.
 TABLE: Sequence[tuple[type[errors.ServiceError], int, str]] = (
     (errors.ModelNotFound, 404, "Unknown model"),
     (errors.InvalidRequest, 422, "Invalid request"),
+    (errors.InvalidKey, 401, "Not a valid key"),
     (errors.Unauthorized, 401, "Who are you?"),
     (errors.Forbidden, 403, "Not allowed"),
     (errors.BudgetExceeded, 402, "Over budget"),
@@ -45,10 +49,19 @@ _CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
     415: "unsupported_media_type",
 }
 
+
+# How SDKs of the OpenAI family sort errors; the rest are the caller's or ours.
+_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
 
 _MOST_FIELDS = 20  # told about in one answer
 
@@ -79,6 +92,8 @@ def problem(
     param: str | None = None,
     fields: Sequence[tuple[str, str]] = (),
     retry_after: timedelta | None = None,
+    budget: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Make the problem response.  `fields` are (pointer, what is wrong) pairs."""
     body: dict[str, Any] = {
@@ -92,17 +107,45 @@ def problem(
         "request_id": request.scope.get("request_id", ""),
         "error": {
             "message": detail,
-            "type": "server_error" if status >= 500 else "invalid_request_error",
+            "type": _error_type(status),
             "param": param,
             "code": code,
         },
     }
+    if budget is not None:
+        body["budget"] = budget
     if fields:
         body["errors"] = [{"pointer": at, "detail": text} for at, text in fields]
-    headers = {"Cache-Control": "no-store"}
+    sent = {"Cache-Control": "no-store"} | dict(headers or {})
     if retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_after.total_seconds())))
-    return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
+        seconds = retry_after.total_seconds()
+        sent["Retry-After"] = str(max(1, math.ceil(seconds)))
+        # The same without rounding, as SDKs of the OpenAI family read it.
+        sent["Retry-After-Ms"] = str(max(1, math.ceil(seconds * 1000)))
+    return Response(orjson.dumps(body), status, sent, MEDIA_TYPE)
+
+
+_DOCUMENTED = {
+    400: "A path or query parameter is wrong.",
+    404: "There is no such thing.",
+    409: "Its present state does not allow it.",
+    413: "The body is too large.",
+    422: "The body does not fit its schema.",
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe problem answers of a route, for the OpenAPI document."""
+    return {
+        status: {"description": _DOCUMENTED[status], "content": CONTENT}
+        for status in statuses
+    }
+
+
+def _error_type(status: int) -> str:
+    return (
+        "server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error")
+    )
 
 
 def install(app: FastAPI) -> None:
@@ -122,9 +165,11 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
             (status, title) for kind, status, title in TABLE if isinstance(error, kind)
         )
     field = error.field if isinstance(error, errors.InvalidRequest) else None
-    retry_after = None
+    retry_after = error.retry_after
+    if isinstance(error, errors.OverLimit):
+        count_refusal(request, error)
     if isinstance(error, errors.Unavailable):
-        retry_after = error.retry_after or timedelta(seconds=2)
+        retry_after = retry_after or timedelta(seconds=2)
         log.warning("request.unavailable", code=error.code, reason=str(error))
     return problem(
         request,
@@ -136,7 +181,23 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         param=field,
         fields=_fields_of(error),
         retry_after=retry_after,
+        budget=error.facts if isinstance(error, errors.BudgetExceeded) else None,
+        headers=_headers_of(error),
     )
+
+
+def _headers_of(error: errors.ServiceError) -> dict[str, str]:
+    """Give what an error says in headers: how to come in (RFC 6750, section 3)."""
+    match error:
+        case errors.InvalidKey():
+            challenge = f'{_CHALLENGE}, error="invalid_token"'
+        case errors.Unauthorized():
+            challenge = _CHALLENGE
+        case errors.Forbidden(scope=str(scope)):
+            challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'
+        case _:
+            return {}
+    return {"WWW-Authenticate": challenge}
 
 
 def _fields_of(error: errors.ServiceError) -> Sequence[tuple[str, str]]:
@@ -188,6 +249,7 @@ async def _on_crash(request: Request, error: Exception) -> Response:
         detail="Something went wrong on our side; the request id finds it in the logs.",
         retryable=True,
     )
-    # This handler runs outside of `Envelope`, which would have added it.
+    # This handler runs outside of `Envelope`, which would have added them.
     response.headers["X-Request-ID"] = request.scope.get("request_id", "")
+    response.raw_headers.extend(rate_fields(request.scope))
     return response

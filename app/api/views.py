@@ -12,11 +12,12 @@ import orjson
 from fastapi.responses import Response
 
 from app.core.breaker import BreakerState
+from app.domain.admission import plain
+from app.domain.generation import ModelDescription
+from app.domain.pricing import Basis, Price
 from app.services.job_queries import JobRecord
+from app.services.media_links import Addresses
 from app.services.submission import NewJob
-
-MEDIA_PREFIX = "/media/"
-
 
 # Why purchases are held back, in words that help a caller; what to do about it is the
 # operator's business.
@@ -29,17 +30,34 @@ _WAITING = {
 
 
 def job_body(
-    record: JobRecord, public_base_url: str | None, breaker: BreakerState
+    record: JobRecord, addresses: Addresses, breaker: BreakerState
 ) -> dict[str, Any]:
     """Give the job as `schemas.Job` describes it, in plain values for orjson."""
-    files, handle = record.outputs, record.handle
-    return _body(record.row, files, handle, public_base_url, breaker)
+    row, is_public = record.row, record.row.is_public
+    files = [
+        {
+            "index": file["index"],
+            "url": addresses.url(file["key"], is_public=is_public),
+            "content_type": file["content_type"],
+            "size_bytes": file["size_bytes"],
+            "width": file["width"],
+            "height": file["height"],
+            "sha256": file["sha256"],
+        }
+        for file in record.outputs
+    ]
+    first = None
+    if record.outputs:
+        first = addresses.path(record.outputs[0]["key"], is_public=is_public)
+    return _body(row, files, first, record.handle, breaker)
 
 
 def newborn_body(job: NewJob, born: datetime, breaker: BreakerState) -> dict[str, Any]:
     """Give the body of a job just accepted, without reading it back."""
     row = SimpleNamespace(
         id=job.id,
+        owner=job.owner,
+        is_public=job.is_public,
         status="pending",
         stage="queued",
         model=job.request.model,
@@ -60,17 +78,16 @@ def newborn_body(job: NewJob, born: datetime, breaker: BreakerState) -> dict[str
         metadata=job.metadata,
         version=1,
     )
-    return _body(row, (), None, None, breaker)
+    return _body(row, [], None, None, breaker)
 
 
 def _body(
     row: Any,
-    files: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    image_path: str | None,
     handle: str | None,
-    public_base_url: str | None,
     breaker: BreakerState,
 ) -> dict[str, Any]:
-    outputs = [_output(file, public_base_url or "") for file in files]
     error = None
     if row.error_code is not None:
         error = {
@@ -80,6 +97,8 @@ def _body(
         }
     return {
         "job_id": str(row.id),
+        "owner": row.owner,
+        "visibility": "public" if row.is_public else "private",
         "status": row.status,
         "stage": row.stage,
         "waiting_for": _waiting(breaker) if row.status == "pending" else None,
@@ -89,11 +108,11 @@ def _body(
         "num_outputs": row.num_outputs,
         "progress": row.progress,
         "attempts": row.attempts,
-        "image_path": MEDIA_PREFIX + files[0]["key"] if files else None,
+        "image_path": image_path,
         "outputs": outputs,
         "warnings": row.warnings,
         "error": error,
-        "cost_usd": None if row.cost_usd is None else str(row.cost_usd),
+        "cost_usd": None if row.cost_usd is None else plain(row.cost_usd),
         "provider": {"name": row.provider, "prediction_id": handle},
         "timings": {
             "queued": _span(row.created_at, row.started_at),
@@ -110,6 +129,21 @@ def _body(
     }
 
 
+def model_body(model: ModelDescription, price: Price | None) -> dict[str, Any]:
+    """Give a model as `schemas.Model` describes it."""
+    usd = None if price is None else f"{price.usd:f}"
+    by_image = price is not None and price.basis is Basis.IMAGE
+    return {
+        "name": model.name,
+        "description": model.description,
+        "version": model.version,
+        "input_schema": model.input_schema,
+        "price_per_output_usd": usd if by_image else None,
+        "price": price
+        and {"basis": price.basis.value, "usd": usd, "since": price.since},
+    }
+
+
 def _waiting(breaker: BreakerState) -> dict[str, Any] | None:
     if breaker.reason is None:
         return None
@@ -122,27 +156,24 @@ def _waiting(breaker: BreakerState) -> dict[str, Any] | None:
     }
 
 
-def _output(file: Mapping[str, Any], base: str) -> dict[str, Any]:
-    return {
-        "index": file["index"],
-        "url": f"{base}{MEDIA_PREFIX}{file['key']}",
-        "content_type": file["content_type"],
-        "size_bytes": file["size_bytes"],
-        "width": file["width"],
-        "height": file["height"],
-        "sha256": file["sha256"],
-    }
-
-
 def _span(begin: datetime | None, end: datetime | None) -> float | None:
     if begin is None or end is None:
         return None
     return round((end - begin).total_seconds(), 3)
 
 
-def etag_of(job_id: UUID, version: int) -> str:
-    """Give the strong validator of a job at a version."""
-    return f'"{job_id.hex[-12:]}-{version}"'
+def etag_of(job_id: UUID, version: int, links: str | None = None) -> str:
+    """Give the strong validator of a job at a version; `links` names those it is told with."""
+    mark = f"-{links}" if links else ""
+    return f'"{job_id.hex[-12:]}-{version}{mark}"'
+
+
+def etag_with_links(record: JobRecord, addresses: Addresses) -> str:
+    """Give the validator of a job's body: it changes with the job, and with its links."""
+    links = None
+    if record.outputs:
+        links = addresses.mark(is_public=record.row.is_public)
+    return etag_of(record.row.id, record.row.version, links)
 
 
 def respond(

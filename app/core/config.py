@@ -5,6 +5,7 @@ Read only by composition roots; everything below takes what it needs as paramete
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,15 +28,17 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.core.signing import signing_key
+from app.core.trusted_hosts import parse_trusted
 
 CONFIGURATION_ERROR = 2  # exit code
-SHORTEST_SECRET = 24  # characters
+SHORTEST_SECRET, LONGEST_SECRET = 24, 512  # characters
 
 _REMEDIES = {
     "database_url": "set it to postgresql://user:password@host:5432/database",
     "redis_url": "set it to redis://host:6379/0",
     "admin_api_key": "make one with: openssl rand -hex 32",
     "metrics_token": "make one with: openssl rand -hex 32",
+    "outbound_hosts": "write each as host:port, like hooks.internal:8080",
     "media_signing_keys": "make each with: openssl rand -hex 32",
     "replicate_webhook_secret": "set it to the account's whsec_…, or to nothing to have it "
     "fetched",
@@ -276,8 +279,26 @@ class Settings(DatabaseSettings):
     @field_validator("admin_api_key", "metrics_token")
     @classmethod
     def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < SHORTEST_SECRET:
+        if value is None:
+            return None
+        secret = value.get_secret_value()
+        if len(secret) < SHORTEST_SECRET:
             raise ValueError(f"must have at least {SHORTEST_SECRET} characters")
+        # It is sent in a header, and longer ones are not looked at.
+        if len(secret) > LONGEST_SECRET or not re.fullmatch(r"[!-~]+", secret):
+            raise ValueError(
+                f"must be at most {LONGEST_SECRET} characters, ASCII, without spaces"
+            )
+        return value
+
+    @field_validator("outbound_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                parse_trusted(entry)
+            except ValueError as error:
+                raise ValueError(f"has an entry that is wrong: {error}") from None
         return value
 
     @field_validator("media_signing_keys")
@@ -353,6 +374,15 @@ def _exit_with(error: ValidationError) -> Never:
             text = "is not set"
         remedy = _REMEDIES.get(name, "see .env.example")
         print(f"{name.upper()} {text}: {remedy}", file=sys.stderr)
+    raise SystemExit(CONFIGURATION_ERROR)
+
+
+def refuse_to_start(name: str, text: str) -> Never:
+    """Say in one clear line on stderr what is wrong with a setting; end with exit code 2.
+
+    For what shows only when a setting is put to use.
+    """
+    print(f"{name.upper()} {text}", file=sys.stderr)
     raise SystemExit(CONFIGURATION_ERROR)
 
 

@@ -127,7 +127,7 @@ class TokenBucket:
         self._burst = max(1, per_minute // 10 if burst is None else burst)
         self._patience = patience
         self._clock = clock
-        self._local = _LocalBucket(
+        self._local = LocalBucket(
             per_second=per_minute / 60 / shares,
             burst=max(1.0, self._burst / shares),
             now=clock(),
@@ -190,15 +190,22 @@ class TokenBucket:
         return Grant(granted, timedelta(microseconds=wait))
 
 
-class _LocalBucket:
-    """This process's share while Redis is away.  Starts with a single token."""
+class LocalBucket:
+    """A process's own share while Redis is away.  Starts with a single token unless told."""
 
-    def __init__(self, *, per_second: float, burst: float, now: float) -> None:
+    def __init__(
+        self, *, per_second: float, burst: float, now: float, tokens: float = 1.0
+    ) -> None:
         self._per_second = per_second
         self._burst = burst
-        self._tokens = 1.0
+        self._tokens = tokens
         self._at = now
         self._paused_until = now
+
+    @property
+    def tokens(self) -> float:
+        """Say how many tokens were left after the latest taking."""
+        return self._tokens
 
     def pause_left(self, now: float) -> float:
         """Say how many seconds of a pause are left."""

@@ -15,11 +15,15 @@ DEFAULT_OWNER = "default"  # of everything while no keys are demanded
 
 
 class Scope(StrEnum):
-    """What a key may do.  `admin` may everything, and sees every owner's jobs."""
+    """What a caller may do.  `admin` may everything, and sees every owner's jobs."""
 
     GENERATE = "generate"  # submit, cancel, retry and delete jobs; upload
     READ = "read"  # look at jobs, models, files and usage
     ADMIN = "admin"  # keys, audit, metrics; all owners
+    MONITOR = "monitor"  # metrics and health; no key has it alone, METRICS_TOKEN does
+
+
+GRANTABLE = (Scope.GENERATE, Scope.READ, Scope.ADMIN)  # what keys are made with
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
     ServiceError
     ├── InvalidRequest            the caller can mend it: names the field and the remedy
     │   └── ModelNotFound         no such model at the provider
+    │   ├── OutboundRefused       a URL this service does not call
     │   └── KeyReused             the Idempotency-Key belongs to another request
-    ├── Unauthorized              no key, or not a valid one
+    ├── Unauthorized              no key was sent, or in a way nobody can read
+    │   └── InvalidKey            one was sent, and it is unknown, expired or revoked
     ├── Forbidden                 the key's scopes or limits do not allow it
     ├── BudgetExceeded            it would cost more than is left, or nobody knows what
     ├── NotFound                  no such job or file
@@ -33,10 +35,14 @@ from datetime import timedelta
 
 
 class ServiceError(Exception):
-    """Anything this service raises on purpose; `str()` is fit for the caller's eyes."""
+    """Anything this service raises on purpose; `str()` is fit for the caller's eyes.
+
+    `retry_after` says how long to wait before it is worth trying again, where that is known.
+    """
 
     code = "internal_error"
     retryable = False
+    retry_after: timedelta | None = None
 
 
 class InvalidRequest(ServiceError):
@@ -71,22 +77,40 @@ class KeyReused(InvalidRequest):
         super().__init__(message, field="Idempotency-Key")
 
 
+class OutboundRefused(InvalidRequest):
+    """A caller's URL leads where this service does not go; never says to which address."""
+
+    code = "url_refused"
+
+
 class Unauthorized(ServiceError):
-    """The request has no key, or one that is unknown, expired or revoked."""
+    """The request has no key, or in a way that cannot be read."""
 
     code = "unauthorized"
 
 
+class InvalidKey(Unauthorized):
+    """A key was sent, and it is unknown, expired or revoked."""
+
+    code = "invalid_api_key"
+
+
 class Forbidden(ServiceError):
-    """The key is valid, and does not allow this."""
+    """The key is valid, and does not allow this; `scope` is the one it lacks, if it does."""
 
     code = "forbidden"
 
     def __init__(
-        self, message: str, *, field: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        code: str | None = None,
+        scope: str | None = None,
     ) -> None:
         super().__init__(message)
         self.field = field
+        self.scope = scope
         if code is not None:
             self.code = code
 
@@ -118,6 +142,11 @@ class Conflict(ServiceError):
     """The job's present status does not allow the verb."""
 
     code = "conflict"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class InProgress(Conflict):

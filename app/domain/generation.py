@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -94,6 +94,17 @@ class Prediction:
     completed_at: datetime | None = None
     predict_seconds: float | None = None
 
+    @property
+    def busy_seconds(self) -> float | None:
+        """Say how long the hardware worked on it, None when unknown: what is billed by time."""
+        if self.phase is Phase.ABORTED:
+            return 0.0
+        if self.predict_seconds is not None:
+            return self.predict_seconds
+        if self.started_at is None or self.completed_at is None:
+            return None
+        return (self.completed_at - self.started_at).total_seconds()
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -143,7 +154,6 @@ class ModelDescription:
     description: str
     version: str | None
     input_schema: Mapping[str, JSON]
-    price_per_output_usd: str | None = None
     labels: tuple[str, ...] = field(default=())
 
     @property
@@ -153,6 +163,24 @@ class ModelDescription:
         if not isinstance(found, dict):
             return {}
         return {name: one for name, one in found.items() if isinstance(one, dict)}
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file for a model to work on.  `read` gives its bytes from the start, each time anew."""
+
+    name: str
+    content_type: str
+    size_bytes: int
+    read: Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvidedFile:
+    """A file the provider keeps: `url` is what its models take, until `expires_at`, if known."""
+
+    url: str
+    expires_at: datetime | None
 
 
 class MediaClient(Protocol):
@@ -191,6 +219,13 @@ class MediaClient(Protocol):
 
     async def describe(self, model: str) -> ModelDescription:
         """Describe `owner/name` or `owner/name:version`.  Raise `ModelNotFound`."""
+        ...
+
+    async def upload(self, file: InputFile) -> ProvidedFile:
+        """Have the provider keep a file for a while.  Costs nothing, so it may be repeated.
+
+        Raise `InvalidRequest` when the file is too large for it.
+        """
         ...
 
     def download(self, url: str) -> AsyncIterator[bytes]:

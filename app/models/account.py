@@ -126,7 +126,13 @@ class LedgerEntry(Base):
         CheckConstraint(
             "amount_usd IS NOT NULL OR kind = 'charge'", name="amount_known"
         ),
-        Index("ix_ledger_entries_day_owner", "day", "owner"),
+        # Usage adds up charges; the rest is only ever read by job.
+        Index(
+            "ix_ledger_entries_day_owner",
+            "day",
+            "owner",
+            postgresql_where=text("kind = 'charge'"),
+        ),
     )
 
 

@@ -147,7 +147,10 @@ class Job(Base):
         # Listing by keyset: ids are UUIDv7, so the primary key is newest first already.
         Index("ix_jobs_status_id", "status", text("id DESC")),
         Index("ix_jobs_model_id", "model", text("id DESC")),
+        # An owner's own: among others' jobs theirs may be few and far between.
         Index("ix_jobs_owner_id", "owner", text("id DESC")),
+        Index("ix_jobs_owner_status_id", "owner", "status", text("id DESC")),
+        Index("ix_jobs_owner_model_id", "owner", "model", text("id DESC")),
     )
 
 

@@ -7,7 +7,7 @@ silently ignored when it costs money.
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -28,6 +28,7 @@ PARAMETERS_LIMIT = 64 * 1024
 StatusWord = Literal["pending", "processing", "completed", "failed", "cancelled"]
 StageWord = Literal["queued", "submitting", "reconciling", "generating", "storing"]
 PriorityWord = Literal["low", "normal", "high"]
+VisibilityWord = Literal["private", "public"]
 
 
 def _storable(text: str) -> str:
@@ -158,13 +159,22 @@ class GenerateRequest(_Body):
         default_factory=dict, description="Yours; kept and returned; at most 16 KiB."
     )
     priority: PriorityWord = Field("normal", description="Place in the queue.")
+    visibility: VisibilityWord | None = Field(
+        None,
+        description="Who may have the pictures: `public`, anybody who knows the address;"
+        " `private`, your keys and signed links.  Default: `private` where keys are"
+        " demanded.",
+    )
 
 
 class Output(_Body):
     """One stored picture."""
 
     index: int
-    url: str = Field(description="Where to get it; immutable, cacheable for ever.")
+    url: str = Field(
+        description="Where to get it.  A private file's works for a while: read the job"
+        " again for a new one."
+    )
     content_type: str
     size_bytes: int
     width: int = Field(description="Pixels.")
@@ -210,6 +220,8 @@ class Job(_Body):
     """A job as it stands."""
 
     job_id: UUID
+    owner: str = Field(description="Whom it belongs to: all keys of this name see it.")
+    visibility: VisibilityWord = Field(description="Who may have the pictures.")
     status: StatusWord
     stage: StageWord | None = Field(description="What a live job waits for.")
     waiting_for: Waiting | None = Field(
@@ -224,7 +236,9 @@ class Job(_Body):
     num_outputs: int
     progress: float | None = Field(description="0 to 1, where the model says.")
     attempts: int = Field(description="Purchases intended so far.")
-    image_path: str | None = Field(description="URL path of the first output.")
+    image_path: str | None = Field(
+        description="URL path of the first output, with its query when it is private."
+    )
     outputs: list[Output]
     warnings: list[str]
     error: JobError | None
@@ -236,7 +250,41 @@ class Job(_Body):
     completed_at: datetime | None
     retry_of: UUID | None
     metadata: dict[str, Any]
-    version: int = Field(description="Grows by one with every change; the ETag.")
+    version: int = Field(
+        description="Grows by one with every change; part of the ETag."
+    )
+
+
+class Cost(_Body):
+    """What a job may cost, in dollars."""
+
+    low_usd: Decimal = Field(description="The least a completed job costs.")
+    high_usd: Decimal = Field(description="The worst case; this is what is reserved.")
+
+
+class Queue(_Body):
+    """How long the wait may be."""
+
+    pending: int = Field(description="Jobs that wait to start.")
+    starts_within_seconds: float = Field(
+        description="At most, while the provider takes purchases as usual."
+    )
+    generates_in_seconds: float | None = Field(
+        description="What the model's latest pictures took; null when there are none."
+    )
+
+
+class Estimate(_Body):
+    """What `POST /generate` would do; nothing was accepted and nothing bought."""
+
+    model: str
+    parameters: dict[str, Any] = Field(
+        description="The model's input as it would be sent; a seed is chosen anew each time."
+    )
+    num_outputs: int
+    warnings: list[str]
+    cost: Cost | None = Field(description="Null when the model's price is unknown.")
+    queue: Queue
 
 
 class JobPage(_Body):
@@ -244,6 +292,30 @@ class JobPage(_Body):
 
     items: list[Job]
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page.")
+
+
+class Price(_Body):
+    """What a model costs: `usd` for each image, megapixel, or second of hardware."""
+
+    basis: Literal["image", "megapixel", "second"]
+    usd: str
+    since: date = Field(description="The UTC day from which the price holds.")
+
+
+class Upload(_Body):
+    """A picture that was sent to us, for models to work on."""
+
+    upload_id: UUID
+    uri: str = Field(
+        description="What to send as a model's input: `upload:<upload_id>`."
+    )
+    content_type: str
+    size_bytes: int
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    sha256: str = Field(description="Of the file's bytes, hexadecimal.")
+    created_at: datetime
+    expires_at: datetime = Field(description="Kept until then; using it moves the end.")
 
 
 class Model(_Body):
@@ -255,7 +327,10 @@ class Model(_Body):
     input_schema: dict[str, Any] = Field(
         description="JSON Schema of the model's inputs."
     )
-    price_per_output_usd: str | None = Field(description="Null when unknown.")
+    price_per_output_usd: str | None = Field(
+        description="Null when unknown, or not by the image."
+    )
+    price: Price | None = Field(description="Today's; null when unknown.")
 
 
 class ModelList(_Body):
@@ -279,7 +354,10 @@ class Health(_Body):
 
     status: Literal["ok", "degraded", "down"]
     version: str
-    components: dict[str, Component]
+    components: dict[str, Component] = Field(
+        default_factory=dict,
+        description="Left out of `/health/ready` where keys are demanded.",
+    )
 
 
 class ErrorMember(_Body):
@@ -289,6 +367,16 @@ class ErrorMember(_Body):
     type: str
     param: str | None
     code: str
+
+
+class BudgetProblem(_Body):
+    """Which budget a job does not fit into, and what is left of it."""
+
+    budget: Literal["key", "service"]
+    period: Literal["job", "day", "month"] | None = None
+    needed_usd: Decimal | None = None
+    limit_usd: Decimal | None = None
+    left_usd: Decimal | None = None
 
 
 class FieldProblem(_Body):
@@ -334,3 +422,4 @@ class Problem(BaseModel):
     request_id: str
     error: ErrorMember
     errors: list[FieldProblem] | None = None
+    budget: BudgetProblem | None = None

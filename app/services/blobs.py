@@ -34,7 +34,8 @@ WRITERS: Final = 16
 _COPY_CHUNK: Final = 1024 * 1024  # bytes
 _STAGING: Final = ".staging"
 _LEFTOVER_AGE: Final = timedelta(hours=1)
-_IMMUTABLE: Final = "public, max-age=31536000, immutable"
+# A bucket is read through links that end: what they open is not for a shared cache.
+_IMMUTABLE: Final = "private, max-age=31536000, immutable"
 
 
 class Blobs(Protocol):

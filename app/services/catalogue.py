@@ -12,7 +12,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Final, TypeVar
@@ -137,7 +137,7 @@ class Catalogue:
         try:
             async with self._fetching:
                 found = await self._client.describe(model)
-            translator = Translator(self._priced(found, model))
+            translator = Translator(found)
         except ModelNotFound as exc:
             self._known.pop(model, None)
             self._unknown[model] = (self._clock() + _UNKNOWN_FOR, str(exc))
@@ -167,13 +167,6 @@ class Catalogue:
         _trim(self._known, _MAX_KNOWN)
         return translator
 
-    def _priced(self, found: ModelDescription, model: str) -> ModelDescription:
-        """Add the price where we know it: the provider has no API for prices."""
-        bundled = self._bundled.get(model)
-        if bundled is None or found.price_per_output_usd is not None:
-            return found
-        return replace(found, price_per_output_usd=bundled.price_per_output_usd)
-
 
 def load_bundled_models() -> Mapping[str, ModelDescription]:
     """Read the descriptions that come with the package, by `owner/name`."""
@@ -184,7 +177,6 @@ def load_bundled_models() -> Mapping[str, ModelDescription]:
             description=entry["description"],
             version=None,
             input_schema=entry["input_schema"],
-            price_per_output_usd=entry["price_per_output_usd"],
         )
         for entry in json.loads(text)["models"]
     }

@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.generation import GenerationRequest
-from app.services.job_records import ASSETS, ATTEMPTS, JOBS
+from app.services.job_records import ASSETS, ATTEMPTS, EVENTS, JOBS
 
 # How far the clocks of the processes that make ids may be from the database's.
 CLOCK_SKEW = timedelta(minutes=5)
@@ -49,6 +49,7 @@ class JobRecord:
 class JobFilter:
     """Which jobs to list; None means any.  `text` is looked for in the prompt."""
 
+    owner: str | None = None
     status: str | None = None
     model: str | None = None
     text: str | None = None
@@ -112,6 +113,8 @@ async def page(
 
 
 def _narrow(query: Select[Any], wanted: JobFilter) -> Select[Any]:
+    if wanted.owner is not None:
+        query = query.where(JOBS.c.owner == wanted.owner)
     if wanted.status is not None:
         query = query.where(JOBS.c.status == wanted.status)
     if wanted.model is not None:
@@ -148,7 +151,7 @@ _DUE_LOOKS = (
     .limit(bindparam("limit"))
 )
 # In the order of the index on `due_at`: whatever else is due at the same time is soon gone.
-_WAITING = select(func.count()).select_from(
+_COUNT_DUE_STARTS = select(func.count()).select_from(
     select(JOBS.c.id)
     .where(JOBS.c.status == literal_column("'pending'"))
     .where(JOBS.c.due_at <= func.now())
@@ -186,9 +189,9 @@ async def due_looks(
     return list(rows.scalars())
 
 
-async def waiting(conn: AsyncConnection, *, limit: int) -> int:
+async def count_due_starts(conn: AsyncConnection, *, limit: int) -> int:
     """Count pending jobs that may start now, up to `limit`."""
-    return await conn.scalar(_WAITING, {"limit": limit}) or 0
+    return await conn.scalar(_COUNT_DUE_STARTS, {"limit": limit}) or 0
 
 
 async def looks_among(conn: AsyncConnection, job_ids: Sequence[UUID]) -> list[UUID]:
@@ -202,10 +205,50 @@ async def out_of_time(conn: AsyncConnection, *, limit: int) -> list[UUID]:
     return list((await conn.execute(_OUT_OF_TIME, {"limit": limit})).scalars())
 
 
+_WAITING: Select[Any] = select(literal_column("1")).where(
+    JOBS.c.status == literal_column("'pending'")
+)
+_BIRTH_WARNINGS = select(EVENTS.c.data["warnings"]).where(
+    EVENTS.c.job_id == bindparam("job_id"), EVENTS.c.version == literal_column("1")
+)
+
+
+async def count_pending(conn: AsyncConnection, *, limit: int) -> int:
+    """Count the jobs that wait to start, up to a number beyond which it does not matter."""
+    counted = select(func.count()).select_from(_WAITING.limit(limit).subquery())
+    return int(await conn.scalar(counted) or 0)
+
+
+async def birth_warnings(conn: AsyncConnection, job_id: UUID) -> tuple[str, ...]:
+    """Give the warnings a job was accepted with."""
+    return tuple(await conn.scalar(_BIRTH_WARNINGS, {"job_id": job_id}) or ())
+
+
 async def owned(conn: AsyncConnection, handles: Sequence[str]) -> set[str]:
     """Tell which of the handles belong to an attempt already."""
     rows = await conn.execute(_OWNED, {"handles": list(handles)})
     return set(rows.scalars())
+
+
+# How long the latest pictures of a model took; few rows, found by its index.
+_latest = (
+    select(JOBS.c.started_at, JOBS.c.generated_at)
+    .where(JOBS.c.model == bindparam("model"))
+    .order_by(JOBS.c.id.desc())
+    .limit(50)
+    .subquery()
+)
+_USUAL = select(
+    func.percentile_cont(0.5).within_group(
+        _latest.c.generated_at - _latest.c.started_at
+    )
+)
+
+
+async def usual_duration(conn: AsyncConnection, model: str) -> timedelta | None:
+    """Say how long the latest pictures of the model took from purchase to picture."""
+    found: timedelta | None = await conn.scalar(_USUAL, {"model": model})
+    return found
 
 
 # ------------------------------------------------------------- what is at the provider

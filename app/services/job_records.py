@@ -13,6 +13,7 @@ from sqlalchemy import ARRAY, Row, Table, Uuid, bindparam, func, select, true
 
 from app.domain.generation import Failure, GenerationRequest
 from app.domain.state import Attempt, AttemptState, JobState, Stage, Status
+from app.models import account
 from app.models import job as tables
 
 
@@ -27,6 +28,7 @@ JOBS = table_of(tables.Job)
 ATTEMPTS = table_of(tables.Attempt)
 ASSETS = table_of(tables.Asset)
 EVENTS = table_of(tables.JobEvent)
+UPLOADS = table_of(account.Upload)
 
 PRIORITIES: Mapping[str, int] = {"low": -1, "normal": 0, "high": 1}
 

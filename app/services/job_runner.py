@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import structlog
@@ -46,6 +46,7 @@ from app.domain.events import (
 )
 from app.domain.generation import Failure, MediaClient, Phase, Prediction, RefusalKind
 from app.domain.lifecycle import IllegalEvent
+from app.domain.pricing import PriceTable
 from app.domain.state import Stage
 from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
@@ -69,10 +70,15 @@ UNREACHABLE = "provider_unavailable"
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a look came to.  `made`: what is to be written down just before, if it is not yet."""
+    """What a look came to.
+
+    `made`: what is to be written down just before, if it is not yet.  `cost_usd` is what the
+    event tells of the cost of the prediction, and `made_usd` what that does; None: nothing.
+    """
 
     event: Event
     made: Generated | None = None
+    made_usd: Decimal | None = None
     outputs: tuple[StoredOutput, ...] = ()
     cost_usd: Decimal | None = None
 
@@ -89,7 +95,7 @@ class JobRunner:
         counters: SharedCounters,
         breaker: CircuitBreaker,
         max_output_bytes: int,
-        price_of: Callable[[str], Decimal | None],
+        prices: PriceTable,
         reconciler: Reconciler,
         durations: Durations,
         callback_base_url: str | None = None,
@@ -101,7 +107,7 @@ class JobRunner:
         self._counters = counters
         self._breaker = breaker
         self._max_output_bytes = max_output_bytes
-        self._price_of = price_of
+        self._prices = prices
         self._reconciler = reconciler
         self._durations = durations
         self._callback_base_url = callback_base_url
@@ -250,27 +256,35 @@ class JobRunner:
                 return _Result(progress)
             case Phase.CANCELLED | Phase.ABORTED:
                 is_aborted = prediction.phase is Phase.ABORTED
-                return _Result(GenerationCancelled(is_aborted))
+                cost = self._cost(claim, prediction)
+                return _Result(GenerationCancelled(is_aborted), cost_usd=cost)
             case Phase.FAILED:
                 failure = prediction.failure or _unexplained()
-                return _Result(GenerationFailed(failure, prediction.is_transient))
+                return _Result(
+                    GenerationFailed(failure, prediction.is_transient),
+                    cost_usd=self._cost(claim, prediction),
+                )
             case Phase.SUCCEEDED:
                 return await self._collect(claim, prediction)
 
     async def _collect(self, claim: Claim, prediction: Prediction) -> _Result:
         """Fetch the picture; say that it is made, at the latest when the fetch takes long."""
         if not prediction.outputs:
-            return _Result(_nothing_made(prediction))
+            # What was made and removed is paid for; how many they were, nobody knows any more.
+            removed = claim.num_outputs if prediction.data_removed else 0
+            cost = self._cost(claim, prediction, [None] * removed)
+            return _Result(_nothing_made(prediction), cost_usd=cost)
         self._learn(claim, prediction)
         learned = time.monotonic()
         fetching = asyncio.ensure_future(self._fetch(claim, prediction))
         try:
             await asyncio.wait((fetching,), timeout=SOON.total_seconds())
             made = Generated(prediction.predict_seconds, time.monotonic() - learned)
+            usd = self._cost_unseen(claim, prediction)
             if fetching.done() and fetching.exception() is None:
                 # One transaction instead of two.
-                return replace(fetching.result(), made=made)
-            change = Change(claim.job_id, made, Hold.KEEP, claim.token)
+                return replace(fetching.result(), made=made, made_usd=usd)
+            change = Change(claim.job_id, made, Hold.KEEP, claim.token, cost_usd=usd)
             await self._ledger.change(change)
             reach(Point.PICTURE_GENERATED)
             return await fetching
@@ -315,12 +329,41 @@ class JobRunner:
             if isinstance(one, BaseException):
                 raise one
             outputs.append(one)
-        price = self._price_of(claim.request.model)
         return _Result(
             Stored(len(outputs), _warnings(claim, len(outputs))),
             outputs=tuple(outputs),
-            cost_usd=None if price is None else price * len(outputs),
+            cost_usd=self._cost_seen(claim, prediction, outputs),
         )
+
+    def _cost(
+        self, claim: Claim, prediction: Prediction, pixels: Sequence[int | None] = ()
+    ) -> Decimal | None:
+        """Say what a prediction that is over cost, at the prices of the job's first day."""
+        return self._prices.actual(
+            claim.request.model,
+            claim.state.created_at.astimezone(UTC).date(),
+            pixels=pixels,
+            predict_seconds=prediction.busy_seconds,
+        )
+
+    def _cost_unseen(self, claim: Claim, prediction: Prediction) -> Decimal | None:
+        """Say what a picture cost before it is here; None when only its pixels can tell.
+
+        It is paid for whatever becomes of its files.
+        """
+        return self._cost(claim, prediction, [None] * len(prediction.outputs))
+
+    def _cost_seen(
+        self,
+        claim: Claim,
+        prediction: Prediction,
+        outputs: Sequence[StoredOutput],
+    ) -> Decimal | None:
+        """Say what the files add to what `_cost_unseen` told."""
+        if self._cost_unseen(claim, prediction) is not None:
+            return None
+        pixels = [output.width * output.height for output in outputs]
+        return self._cost(claim, prediction, pixels)
 
     async def _fetch_one(self, index: int, url: str) -> StoredOutput:
         for left in reversed(range(FETCHES)):
@@ -352,7 +395,15 @@ class JobRunner:
         """
         changes = []
         if result.made is not None:
-            changes.append(Change(claim.job_id, result.made, Hold.KEEP, claim.token))
+            changes.append(
+                Change(
+                    claim.job_id,
+                    result.made,
+                    Hold.KEEP,
+                    claim.token,
+                    cost_usd=result.made_usd,
+                )
+            )
         changes.append(
             Change(
                 claim.job_id,

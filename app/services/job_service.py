@@ -29,6 +29,8 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -42,6 +44,7 @@ from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
     JOBS,
+    UPLOADS,
     SELECT_STATE,
     Claim,
     StoredOutput,
@@ -65,7 +68,8 @@ class Hold(Enum):
 class Change:
     """One event for one job, to go through the gate.
 
-    With a `token` the change is refused (`LostClaim`) unless that claim still stands.
+    With a `token` the change is refused (`LostClaim`) unless that claim still stands.  With a
+    `realm`, a job of any other owner is as unknown as one that does not exist.
     """
 
     job_id: UUID
@@ -74,6 +78,7 @@ class Change:
     token: UUID | None = None
     outputs: tuple[StoredOutput, ...] = ()
     cost_usd: Decimal | None = None
+    realm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,19 @@ _LOCK = (
 )
 _LOCK_DUE = _LOCK.where(JOBS.c.due_at <= func.now()).with_for_update(skip_locked=True)
 _LOCK_ALL = _LOCK.with_for_update()
+# Others' jobs are not even locked: how long that took would tell that they exist.
+_asked = (
+    func.unnest(
+        bindparam("asked", type_=ARRAY(Uuid(), dimensions=1)),
+        bindparam("realms", type_=ARRAY(Text(), dimensions=1)),
+    )
+    .table_valued("job_id", "realm", name="asked")
+    .render_derived()
+)
+_LOCK_SEEN = _LOCK.where(
+    (JOBS.c.id == func.any(bindparam("free", type_=ARRAY(Uuid(), dimensions=1))))
+    | tuple_(JOBS.c.id, JOBS.c.owner).in_(select(_asked.c.job_id, _asked.c.realm))
+).with_for_update()
 # Rows are locked in the order in which everybody locks them.
 _standing = (
     select(JOBS.c.id)
@@ -137,10 +155,14 @@ async def lock(conn: AsyncConnection, job_ids: Collection[UUID]) -> None:
 
 
 async def _read_locked(
-    conn: AsyncConnection, lock: Select[Any], job_ids: Collection[UUID]
+    conn: AsyncConnection,
+    lock: Select[Any],
+    job_ids: Collection[UUID],
+    **values: Sequence[object],
 ) -> Sequence[Row[Any]]:
     """Lock what `lock` selects among the jobs, and read all that a decision needs."""
-    locked = list((await conn.execute(lock, {"ids": list(job_ids)})).scalars())
+    values["ids"] = list(job_ids)
+    locked = list((await conn.execute(lock, values)).scalars())
     if not locked:
         return []
     return (await conn.execute(SELECT_STATE, {"ids": locked})).all()
@@ -262,15 +284,14 @@ async def transition(
     `NotFound` for an unknown job, `LostClaim` for a claim that no longer stands.  Changes
     of one job see each other.  Finished jobs stay as they are.  Does not commit.
     """
-    ids = {change.job_id for change in changes}
-    rows = {row.id: row for row in await _read_locked(conn, _LOCK_ALL, ids)}
+    rows = {row.id: row for row in await _lock_for(conn, changes)}
     tokens = {job_id: row.claim_token for job_id, row in rows.items()}
     states = {job_id: read_state(row) for job_id, row in rows.items()}
     outcomes: list[Outcome | Exception] = []
     writes = Writes()
     for change in changes:
         row = rows.get(change.job_id)
-        if row is None:
+        if row is None or change.realm not in (None, row.owner):
             outcomes.append(NotFound("There is no such job."))
             continue
         if change.token is not None and change.token != tokens[row.id]:
@@ -313,6 +334,25 @@ async def transition(
     return outcomes
 
 
+async def _lock_for(
+    conn: AsyncConnection, changes: Sequence[Change]
+) -> Sequence[Row[Any]]:
+    ids = {change.job_id for change in changes}
+    asked = [
+        (change.job_id, change.realm) for change in changes if change.realm is not None
+    ]
+    if not asked:
+        return await _read_locked(conn, _LOCK_ALL, ids)
+    return await _read_locked(
+        conn,
+        _LOCK_SEEN,
+        ids,
+        free=[change.job_id for change in changes if change.realm is None],
+        asked=[job_id for job_id, _ in asked],
+        realms=[realm for _, realm in asked],
+    )
+
+
 def _ahead(state: JobState, now: datetime) -> timedelta | None:
     return None if state.due_at is None else max(state.due_at - now, timedelta(0))
 
@@ -346,39 +386,36 @@ async def cancel_again(
     await conn.execute(_CANCEL_AGAIN, {"attempt_id": attempt_id, "after": after})
 
 
+_among = func.any(bindparam("keys", type_=ARRAY(Text(), dimensions=1)))
+_USED = union_all(
+    select(ASSETS.c.key).where(ASSETS.c.key == _among),
+    select(UPLOADS.c.key).where(UPLOADS.c.key == _among),
+)
 _KEYS_OF = select(ASSETS.c.key).where(ASSETS.c.job_id == bindparam("job_id"))
 
 
-async def delete_job(conn: AsyncConnection, job_id: UUID) -> None:
-    """Remove a finished job with all its rows; its files are `orphans_among`'s.
+async def delete_job(
+    conn: AsyncConnection, job_id: UUID, *, realm: str | None
+) -> list[str]:
+    """Remove a finished job with all its rows; name its files, some of which are orphans now.
 
-    Raise `NotFound`, or `Conflict` for a live job.  Does not commit.
+    With a `realm`, a job of any other owner is as unknown as one that does not exist.  Raise
+    `NotFound`, or `Conflict` for a live job.  Does not commit.
     """
-    status = await conn.scalar(
-        select(JOBS.c.status).where(JOBS.c.id == job_id).with_for_update()
-    )
+    lock = select(JOBS.c.status).where(JOBS.c.id == job_id).with_for_update()
+    if realm is not None:
+        lock = lock.where(JOBS.c.owner == realm)
+    status = await conn.scalar(lock)
     if status is None:
         raise NotFound("There is no such job.")
     if not Status(status).is_terminal:
         raise Conflict(f"The job is {status}: cancel it first, then delete it.")
+    files = list((await conn.execute(_KEYS_OF, {"job_id": job_id})).scalars())
     await conn.execute(delete(JOBS).where(JOBS.c.id == job_id))
-
-
-async def keys_of(conn: AsyncConnection, job_id: UUID) -> list[str]:
-    """Name the files of a job."""
-    return list((await conn.execute(_KEYS_OF, {"job_id": job_id})).scalars())
+    return files
 
 
 async def orphans_among(conn: AsyncConnection, keys: Sequence[str]) -> list[str]:
-    """Tell which of the files no job has any more."""
-    used = set(
-        (
-            await conn.execute(
-                select(ASSETS.c.key).where(
-                    ASSETS.c.key
-                    == func.any(bindparam("keys", list(keys), type_=ARRAY(Text())))
-                )
-            )
-        ).scalars()
-    )
+    """Tell which of the files no job and no upload has any more, whoever's."""
+    used = set((await conn.execute(_USED, {"keys": list(keys)})).scalars())
     return [key for key in keys if key not in used]

@@ -19,8 +19,9 @@ from app.core.database import RELAXED, arrays, unnest
 from app.domain import journal
 from app.domain.events import Event, Expired, WentSilent
 from app.domain.generation import GenerationRequest
-from app.domain.state import AttemptState, JobState
-from app.services import file_locks
+from app.domain.state import AttemptState, JobState, Status
+from app.services import accounts, file_locks
+from app.services.accounts import Movement
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -75,6 +76,8 @@ _WRITES: Mapping[str, tuple[Any, Sequence[str]]] = {
     "attempt": (_WRITE_ATTEMPTS, _ATTEMPT_COLUMNS),
     "event": (_INSERT_EVENTS, _EVENT_COLUMNS),
     "asset": (_INSERT_ASSETS, _ASSET_COLUMNS),
+    "entry": (accounts.INSERT_ENTRIES, accounts.ENTRY_COLUMNS),
+    "finished": (accounts.BOOK_FINISHED, accounts.FINISHED_COLUMNS),
 }
 
 
@@ -97,6 +100,9 @@ class Writes:
         self._attempts: dict[tuple[UUID, int], dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
         self._assets: list[dict[str, Any]] = []
+        self._releases: list[Mapping[str, Any]] = []
+        self._charges: dict[UUID, dict[str, Any]] = {}
+        self._finished: list[Mapping[str, Any]] = []
 
     def add(
         self,
@@ -108,10 +114,14 @@ class Writes:
         claim_token: UUID | None,
         cost_usd: Decimal | None = None,
     ) -> None:
-        """Write the job's new state; log the one line of a change that can be seen."""
-        if cost_usd is None:
-            # An earlier change of this batch may have brought it.
-            cost_usd = self._jobs.get(row.id, {"cost_usd": row.cost_usd})["cost_usd"]
+        """Write the job's new state; log the one line of a change that can be seen.
+
+        `cost_usd` is what the prediction cost that this tells of; a job costs what all its
+        predictions did.
+        """
+        # An earlier change of this batch may have brought something.
+        spent = self._jobs.get(row.id, {"cost_usd": row.cost_usd})["cost_usd"]
+        cost_usd = spent if cost_usd is None else cost_usd + (spent or 0)
         self._jobs[row.id] = _storable(
             write_state(
                 row.id,
@@ -121,6 +131,8 @@ class Writes:
                 cost_usd=cost_usd,
             )
         )
+        if after.is_terminal and not before.is_terminal:
+            self._finish(row, after, cost_usd)
         if (before.status, before.stage) != (after.status, after.stage):
             log.info(
                 "job.changed",
@@ -132,6 +144,21 @@ class Writes:
                 attempt=after.attempts,
                 code=after.failure.code if after.failure else None,
             )
+
+    def _finish(self, row: Any, after: JobState, cost_usd: Decimal | None) -> None:
+        """Let go of what the job held, and book what it cost; once, as it finishes once."""
+        day = accounts.day_of(row.created_at)
+        job = Movement(row.id, row.owner, row.key_id, row.model, day)
+        reserved, is_done = row.reserved_usd, after.status is Status.COMPLETED
+        if reserved is not None:
+            self._releases.append(job.entry(accounts.RELEASE, -reserved, row.now))
+            if cost_usd is None:
+                # A picture nobody knows the cost of is never free; what was not made is.
+                cost_usd = reserved if is_done else Decimal(0)
+        self._charges[row.id] = job.entry(
+            accounts.CHARGE, cost_usd, row.now, status=after.status.value
+        )
+        self._finished += accounts.booked_finished(job, reserved, cost_usd)
 
     def decided(self, row: Any, state: JobState, after: JobState, event: Event) -> None:
         """Write what was decided outside any look; nobody has a claim then."""
@@ -188,6 +215,8 @@ class Writes:
 
     def outputs(self, row: Any, outputs: Sequence[StoredOutput]) -> None:
         """Attach stored files to the job."""
+        if (charge := self._charges.get(row.id)) is not None:
+            charge["outputs"] = len(outputs)
         for output in outputs:
             self._assets.append(
                 {
@@ -212,6 +241,8 @@ class Writes:
             "attempt": list(self._attempts.values()),
             "event": self._events,
             "asset": self._assets,
+            "entry": [*self._releases, *self._charges.values()],
+            "finished": self._finished,
         }
         names = [name for name, found in rows.items() if found]
         if not names:

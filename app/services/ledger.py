@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime, timedelta
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.core.batching import Batcher
 from app.core.database import DISCONNECTED, is_disconnect
-from app.domain.errors import NotFound, Unavailable
+from app.domain.access import Budget
+from app.domain.errors import InProgress, NotFound, ServiceError, Unavailable
 from app.domain.policy import Policy
 from app.domain.state import JobState
 from app.services import (
@@ -25,6 +26,7 @@ from app.services import (
     job_queries,
     job_service,
     news,
+    repeats,
     submission,
     turns,
 )
@@ -32,13 +34,15 @@ from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
 from app.services.job_service import Change, Outcome
 from app.services.news import Hint, Told
-from app.services.submission import NewJob
+from app.services.repeats import Earlier, Once
+from app.services.submission import Birth, NewJob
 from app.services.turns import Started
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
 CLAIM_PATIENCE = timedelta(seconds=5)
 LEASE = timedelta(seconds=15)
 MOST_AT_ONCE = 200  # rows in one transaction
+_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4)  # seconds, while an equal request is accepted
 
 _GONE = (DBAPIError, *DISCONNECTED)
 
@@ -80,13 +84,22 @@ class Ledger:
     """Where jobs are written down and looked up.  Safe to share within one event loop."""
 
     def __init__(
-        self, engine: AsyncEngine, policy: Policy, *, on_end: OnEnd = _ignore_end
+        self,
+        engine: AsyncEngine,
+        policy: Policy,
+        *,
+        on_end: OnEnd = _ignore_end,
+        budget: Budget = Budget(),
     ) -> None:
-        """`on_end(state)` is told of every job that finished here, after the commit."""
+        """`on_end(state)` is told of every job that finished here, after the commit.
+
+        `budget` is what all jobs together may cost.
+        """
         self.engine = engine
         self.policy = policy
+        self.budget = budget
         self._on_end = on_end
-        self._submits: Batcher[NewJob, datetime] = Batcher(
+        self._submits: Batcher[NewJob, Birth] = Batcher(
             self._submit, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
         )
         self._changes: Batcher[Change, Outcome] = Batcher(
@@ -99,20 +112,56 @@ class Ledger:
             self._hear, limit=MOST_AT_ONCE, is_shared=_is_shared
         )
 
-    async def submit(self, job: NewJob) -> datetime:
-        """Accept the job, together with whoever else submits now; say when it was born."""
+    async def submit(self, job: NewJob) -> Birth:
+        """Accept the job, together with whoever else submits now; say when it was born.
+
+        Raises what forbids it (see `submission.submit`).  An equal request that is being
+        accepted at this moment is waited for a little, then `InProgress`.
+        """
         async with _within(PATIENCE):
+            for pause in _PAUSES:
+                with suppress(InProgress):
+                    return await self._submits(job)
+                await asyncio.sleep(pause)
             return await self._submits(job)
+
+    async def earlier(self, owner: str, once: Once) -> Earlier | None:
+        """Find the job an earlier equal request made; raise `KeyReused` for an unequal one."""
+        async with _within(PATIENCE), self.reading() as conn:
+            found = await repeats.find(conn, {(owner, once.key)})
+        before = found.get((owner, once.key))
+        heeded = repeats.heed(once, before) if before is not None else None
+        if isinstance(heeded, Exception):
+            raise heeded
+        return heeded
+
+    async def judge(self, job: NewJob) -> None:
+        """Raise what would forbid the job at this moment; accept nothing."""
+        async with _within(PATIENCE), self.reading() as conn:
+            found = await submission.objection_to(conn, job, service=self.budget)
+        if found is not None:
+            raise found
 
     async def change(self, change: Change) -> Outcome:
         """Put the change through the gate; raise `NotFound` or `LostClaim` as it says."""
         async with _within(PATIENCE):
             return await self._changes(change)
 
-    async def read(self, job_id: UUID) -> JobRecord:
-        """Read the job, together with whoever else reads now; raise `NotFound`."""
+    async def read(self, job_id: UUID, *, realm: str | None) -> JobRecord:
+        """Read the job, together with whoever else reads now; raise `NotFound`.
+
+        With a `realm`, a job of any other owner is as unknown as one that does not exist.
+        """
         async with _within(PATIENCE):
-            return await self._reads(job_id)
+            record = await self._reads(job_id)
+        if realm not in (None, record.row.owner):
+            raise NotFound("There is no such job.")
+        return record
+
+    async def count_pending(self, limit: int) -> int:
+        """Count the jobs that wait to start, `limit` at most."""
+        async with _within(PATIENCE), self.reading() as conn:
+            return await job_queries.count_pending(conn, limit=limit)
 
     async def hint(self, hint: Hint) -> Told:
         """Take news of an attempt, together with whoever else brings some; see `news.hear`.
@@ -156,7 +205,7 @@ class Ledger:
 
     @asynccontextmanager
     async def removing(self, keys: Sequence[str]) -> AsyncIterator[list[str]]:
-        """Give those of the files no job has any more, and keep it so while inside."""
+        """Give those of the files nobody has any more, and keep it so while inside."""
         if not keys:
             yield []
             return
@@ -193,19 +242,22 @@ class Ledger:
         async with self.transaction() as conn:
             return await job_service.renew(conn, claims, lease=LEASE)
 
-    async def _submit(self, jobs: Sequence[NewJob]) -> Sequence[datetime]:
+    async def _submit(self, jobs: Sequence[NewJob]) -> Sequence[Birth | ServiceError]:
         async with _within(PATIENCE):
             try:
-                born = await self._submit_once(jobs)
+                return await self._submit_once(jobs)
             except Unavailable:
                 # After a restart of PostgreSQL every pooled connection is dead, and the
                 # first failure has cleared them out.  Ids are chosen, so this is harmless.
-                born = await self._submit_once(jobs)
-        return [born[job.id] for job in jobs]
+                return await self._submit_once(jobs, is_again=True)
 
-    async def _submit_once(self, jobs: Sequence[NewJob]) -> dict[UUID, datetime]:
+    async def _submit_once(
+        self, jobs: Sequence[NewJob], *, is_again: bool = False
+    ) -> list[Birth | ServiceError]:
         async with self.transaction() as conn:
-            return await submission.submit(conn, jobs)
+            return await submission.submit(
+                conn, jobs, service=self.budget, is_again=is_again
+            )
 
     async def _change(self, changes: Sequence[Change]) -> Sequence[Outcome | Exception]:
         # A silent connection must not hold everybody's lane; changes may be repeated.

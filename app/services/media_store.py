@@ -266,6 +266,11 @@ class _Name:
     extension: str
 
 
+def is_key(text: str) -> bool:
+    """Tell whether a file could have the key."""
+    return _KEY.fullmatch(text) is not None
+
+
 def _parse(key: str) -> _Name:
     """Take a key apart; whatever is not exactly a key of ours is `NotFound`."""
     matched = _KEY.fullmatch(key)

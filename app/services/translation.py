@@ -17,6 +17,7 @@ import jsonschema_rs
 
 from app.domain.errors import InvalidRequest, ProviderUnavailable
 from app.domain.generation import JSON, ModelDescription
+from app.services.file_inputs import FileInput, file_inputs
 from app.services.input_schema import flatten, read_limits, say_violation
 
 _COUNT_INPUTS: Final = ("num_outputs", "number_of_images", "max_images")
@@ -55,13 +56,15 @@ class PreparedInput:
     """A purchase the model's schema accepts.
 
     `input` is exactly what goes to the provider; `num_outputs` is how many files it asks for;
-    `warnings` are sentences for the caller about what was changed or left out.
+    `warnings` are sentences for the caller about what was changed or left out; `files` are the
+    inputs the model takes files for, whose addresses are still the caller's own.
     """
 
     model: str
     input: Mapping[str, JSON]
     num_outputs: int
     warnings: tuple[str, ...]
+    files: Mapping[str, FileInput] = field(default_factory=dict)
 
 
 class Translator:
@@ -77,6 +80,7 @@ class Translator:
             for name, schema in description.properties.items()
         }
         self.ratios = _by_ratio(self.choices("aspect_ratio"), _RATIO)
+        self._files = file_inputs(description.input_schema)
         self._validator = _compile(description)
 
     def prepare(
@@ -99,6 +103,7 @@ class Translator:
             draft.input,
             self._count_outputs(draft.input),
             tuple(draft.warnings),
+            self._files,
         )
 
     def choices(self, name: str) -> Sequence[str]:

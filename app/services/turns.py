@@ -30,8 +30,8 @@ from app.services.job_records import Claim, table_of
 
 OWNERS = table_of(tables.Owner)
 
-# Jobs that are due and cannot be started: in other hands for a moment, out of time, in words
-# of a newer version.  Those behind them get their place, so many times in one transaction.
+# Jobs that are due and cannot be started: in other hands for a moment, in words of a newer
+# version.  Those behind them get their place, so many times in one transaction.
 ROUNDS = 3
 MOST_IN_TURN = 100  # others wait for the floor meanwhile
 
@@ -52,7 +52,7 @@ _NEXT = text("""
 WITH RECURSIVE waiting AS (
     (
         SELECT owner, due_at FROM jobs
-        WHERE status = 'pending' AND id <> ALL(:passed)
+        WHERE status = 'pending' AND id <> ALL(:passed) AND deadline_at > now()
         ORDER BY owner, priority DESC, due_at LIMIT 1
     )
     UNION ALL
@@ -60,7 +60,7 @@ WITH RECURSIVE waiting AS (
     CROSS JOIN LATERAL (
         SELECT jobs.owner, jobs.due_at FROM jobs
         WHERE jobs.status = 'pending' AND jobs.id <> ALL(:passed)
-            AND jobs.owner > waiting.owner
+            AND jobs.owner > waiting.owner AND jobs.deadline_at > now()
         ORDER BY jobs.owner, jobs.priority DESC, jobs.due_at LIMIT 1
     ) AS later
 ),
@@ -80,7 +80,7 @@ heads AS (
         SELECT jobs.due_at FROM jobs
         WHERE waiting.due_at > now() AND jobs.status = 'pending'
             AND jobs.owner = waiting.owner AND jobs.due_at <= now()
-            AND jobs.id <> ALL(:passed)
+            AND jobs.id <> ALL(:passed) AND jobs.deadline_at > now()
         ORDER BY jobs.priority DESC, jobs.due_at LIMIT 1
     ) AS head ON true
     WHERE coalesce(head.due_at, waiting.due_at) <= now()
@@ -101,6 +101,7 @@ CROSS JOIN LATERAL (
     FROM jobs
     WHERE jobs.status = 'pending' AND jobs.owner = heads.owner
         AND jobs.due_at <= now() AND jobs.id <> ALL(:passed)
+        AND jobs.deadline_at > now()
     ORDER BY jobs.priority DESC, jobs.due_at
     LIMIT least(:limit, floor((horizon.ends - heads.begins) / heads.step) + 1)::bigint
 ) AS own
@@ -140,7 +141,8 @@ async def start(
     """Claim up to `limit` pending jobs whose turn it is.
 
     Between owners by turns, within an owner by priority, then by age.  Only owners whose job
-    really started are charged.  Waits for others that do the same.  Does not commit.
+    really started are charged.  Jobs out of time are left to those who end them.  Waits
+    for others that do the same.  Does not commit.
     """
     await conn.execute(_TAKE_THE_FLOOR)
     claims: list[Claim] = []
@@ -163,7 +165,8 @@ async def start(
         claims += claimed.claims
         ended += claimed.ended
         passed += ids
-        if len(claims) == limit or not has_more:
+        # What ended meanwhile has locked accounts; they are to be had in one order only.
+        if len(claims) == limit or not has_more or claimed.ended:
             break
     return Started(claims, ended, has_more)
 

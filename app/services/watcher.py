@@ -155,7 +155,7 @@ class Watcher:
         if self._engine.is_seeking:
             return
         async with self._ledger.reading() as conn:
-            count = await job_queries.waiting(conn, limit=MOST_AT_ONCE)
+            count = await job_queries.count_due_starts(conn, limit=MOST_AT_ONCE)
         if count:
             self._engine.seek(count)
 

@@ -85,7 +85,10 @@ async def emptied(api: Api, sandbox: Sandbox) -> Api:
     """Give the shared API as if nobody had used it: no jobs, no bells, no purchases."""
     runtime = api.app.state.runtime
     async with runtime.database.begin() as conn:
-        await conn.exec_driver_sql("TRUNCATE jobs CASCADE")
+        await conn.exec_driver_sql(
+            "TRUNCATE jobs, api_keys, owners, submissions, uploads, ledger_entries CASCADE"
+        )
+        await conn.exec_driver_sql("DELETE FROM accounts WHERE name <> 'service'")
     await runtime.redis.flushall()
     async with httpx.AsyncClient(verify=False) as client:
         await client.post(f"{sandbox.url}/sandbox/reset")

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from app.core.config import Settings, get_settings
-from app.models import schemas
+from app.models import key_schemas, money_schemas, schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -60,11 +60,20 @@ class StrictProblem(schemas.Problem):
 # What a route promises, by method, path template below the prefix, and status.
 _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("POST", "/generate", 202): schemas.Job,
+    ("POST", "/generate", 200): schemas.Estimate,
     ("GET", "/status/{job_id}", 200): schemas.Job,
     ("GET", "/jobs", 200): schemas.JobPage,
     ("POST", "/jobs/{job_id}/cancel", 200): schemas.Job,
     ("POST", "/jobs/{job_id}/retry", 202): schemas.Job,
     ("GET", "/models", 200): schemas.ModelList,
+    ("POST", "/keys", 201): key_schemas.NewKey,
+    ("GET", "/keys", 200): key_schemas.KeyPage,
+    ("GET", "/keys/{key_id}", 200): key_schemas.Key,
+    ("PATCH", "/keys/{key_id}", 200): key_schemas.Key,
+    ("GET", "/audit", 200): key_schemas.AuditPage,
+    ("GET", "/usage", 200): money_schemas.Usage,
+    ("POST", "/uploads", 201): schemas.Upload,
+    ("GET", "/uploads/{upload_id}", 200): schemas.Upload,
     ("GET", "/health", 200): schemas.Health,
     ("GET", "/health", 503): schemas.Health,
     ("GET", "/health/ready", 200): schemas.Health,
@@ -117,7 +126,8 @@ class Contract:
         await response.aread()
         kind = response.headers.get("content-type", "")
         if kind.startswith("application/problem+json"):
-            check_problem(response)
+            if method != "HEAD":
+                check_problem(response)
             return
         assert response.status_code < 400 or "/health" in path, response.text
         if template is None:
@@ -143,6 +153,14 @@ class Contract:
         return None
 
 
+_ERROR_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
 def check_problem(response: httpx.Response) -> StrictProblem:
     """Read a problem document; every answer of this kind has all of it."""
     body = response.json()
@@ -155,10 +173,15 @@ def check_problem(response: httpx.Response) -> StrictProblem:
     assert found.error.message == found.detail
     assert set(body["error"]) == {"message", "type", "param", "code"}
     expected = "server_error" if found.status >= 500 else "invalid_request_error"
-    assert found.error.type == expected
+    assert found.error.type == _ERROR_TYPES.get(found.status, expected)
     assert response.headers["cache-control"] == "no-store"
-    is_to_wait = found.status in (429, 503)
+    is_to_wait = found.status in (429, 503) or found.code == "idempotency_in_progress"
     assert is_to_wait == ("retry-after" in response.headers)
+    if is_to_wait:
+        seconds = int(response.headers["retry-after"])
+        assert seconds >= 1
+        exact = int(response.headers["retry-after-ms"])
+        assert seconds - 1 < exact / 1000 <= seconds
     for secret in ("Traceback", "SELECT", "INSERT", "sqlalchemy", "asyncpg", TOKEN):
         assert secret not in response.text
     return found

@@ -60,6 +60,9 @@ async def test_every_route_is_described(api: Api) -> None:
         *("/api/v1/jobs/{job_id}", "/api/v1/models", "/api/v1/health"),
         *("/api/v1/health/live", "/api/v1/health/ready", "/metrics"),
         *("/media/{key}", "/api/v1/callbacks/replicate/{attempt_id}"),
+        *("/api/v1/keys", "/api/v1/keys/{key_id}", "/api/v1/audit"),
+        "/api/v1/usage",
+        *("/api/v1/uploads", "/api/v1/uploads/{upload_id}"),
     }
 
 

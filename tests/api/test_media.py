@@ -16,8 +16,10 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from app.api import problems
+from app.api import media_access, problems
 from app.api.media import router
+from app.core.links import LinkSigner
+from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
 from tests.support.object_store import BUCKET, aws_environment, run_bucket
 
@@ -37,7 +39,12 @@ UNKNOWN = f"/media/ab/ab{'0' * 62}.png"
 
 def serve(store: MediaStore) -> httpx.AsyncClient:
     app = FastAPI()
-    app.state.runtime = SimpleNamespace(store=store)
+    links = MediaLinks(
+        LinkSigner([b"unused"], timedelta(hours=1)),
+        public_base_url=None,
+        is_guarded=False,
+    )
+    app.state.runtime = SimpleNamespace(store=store, links=links)
     app.include_router(router)
     problems.install(app)
     transport = httpx.ASGITransport(app)
@@ -241,8 +248,9 @@ async def test_files_in_a_bucket_are_fetched_from_there(endpoint: str) -> None:
         await bucket.aclose()
 
 
-def test_the_link_outlives_the_redirect_in_a_cache() -> None:
-    from app.api import media
-
-    life = int(media._REDIRECT_CACHE.rpartition("=")[2])
-    assert timedelta(seconds=life) < media._LINK_LIFE
+@pytest.mark.parametrize("left", [1, 2, 60, 900, 5400])
+def test_the_link_outlives_the_redirect_in_a_cache(left: int) -> None:
+    for admission in (media_access._OPEN, media_access._by_link(left)):
+        cached = admission.redirect_headers["Cache-Control"].rpartition("=")[2]
+        assert timedelta(seconds=int(cached)) < admission.bucket_link
+    assert media_access._by_link(left).bucket_link <= timedelta(seconds=left)

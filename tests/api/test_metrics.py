@@ -23,6 +23,7 @@ EMPTY_WHEN_ALL_IS_WELL = {
     "mgs_provider_webhooks",
     *("mgs_late_survivors", "mgs_unwanted_cancelled"),
     *("mgs_swept_pages", "mgs_swept_news"),
+    *("mgs_rate_limited", "mgs_auth_failures"),
 }
 
 

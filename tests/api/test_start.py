@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from app.core.config import CONFIGURATION_ERROR
 from tests.support.servers import ROOT
 
@@ -17,10 +19,12 @@ GOOD = {
 }
 
 
-def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(
+    folder: Path, root: str = "app.main", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Do what `uvicorn app.main:app` does first, in a folder without `.env`."""
     return subprocess.run(
-        [sys.executable, "-c", "import app.main"],
+        [sys.executable, "-c", f"import {root}"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -62,6 +66,22 @@ def test_what_is_wrong_is_named_and_no_secret_is_shown(tmp_path: Path) -> None:
     assert all(": " in line for line in lines)
     assert "hunter2" not in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("root", ["app.main", "worker.celery_app"])
+def test_a_wrong_price_file_is_one_line_that_names_the_entry(
+    tmp_path: Path, root: str
+) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text(
+        'version = "1"\n[[price]]\nmodel = "me/model"\nsince = 2026-01-01\n'
+    )
+
+    ended = start(tmp_path, root, **GOOD, LOG_DIR="", PRICE_FILE=str(prices))
+
+    assert ended.returncode == CONFIGURATION_ERROR
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"PRICE_FILE {prices}, entry 1 (me/model): ")
 
 
 def test_right_settings_start_without_any_server(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ QUICK = Timeouts(
     connect=timedelta(seconds=0.3),
     pool=timedelta(seconds=0.5),
     total=timedelta(seconds=0.5),
+    upload=timedelta(seconds=0.5),
 )
 CREATED = {"id": ID, "status": "starting"}
 HEAD = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n"

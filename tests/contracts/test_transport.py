@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from app.core.guarded_http import is_public
 from app.domain.errors import (
     OutputError,
     OutputForbidden,
@@ -19,7 +20,7 @@ from app.domain.errors import (
     OutputInterrupted,
     OutputInvalid,
 )
-from app.services.providers.addresses import OutputHosts, is_public
+from app.services.providers.addresses import OutputHosts
 from app.services.providers.transport import Downloader, DownloadLimits, Pace
 from tests.contracts.scripted_server import (
     Reaction,

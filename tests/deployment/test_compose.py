@@ -87,6 +87,15 @@ def test_both_roles_share_settings_and_the_pictures(compose: Any) -> None:
     )
 
 
+def test_without_a_key_the_api_is_reached_from_this_machine_only(compose: Any) -> None:
+    api = compose["services"]["api"]
+    assert api["environment"]["AUTH_REQUIRED"] == "${AUTH_REQUIRED:-false}"
+    assert all(port.startswith("127.0.0.1:") for port in api["ports"])
+    # What is set in .env reaches the containers.
+    for name in ("ADMIN_API_KEY", "METRICS_TOKEN", "MEDIA_SIGNING_KEYS"):
+        assert api["environment"][name] == f"${{{name}:-}}"
+
+
 def test_a_full_broker_refuses_instead_of_forgetting(compose: Any) -> None:
     command = compose["services"]["redis"]["command"]
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"

@@ -23,6 +23,7 @@ from app.core.counters import SharedCounters
 from app.domain.durations import Durations
 from app.domain.generation import GenerationRequest
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.pricing import PriceTable
 from app.domain.state import JobState, Stage, Status
 from app.services.engine import Engine
 from app.services.job_runner import JobRunner
@@ -179,7 +180,7 @@ async def make(
                 counters=SharedCounters(redis),
                 breaker=breaker,
                 max_output_bytes=1_000_000,
-                price_of=lambda model: None,
+                prices=PriceTable((), "none"),
                 reconciler=Reconciler(ledger, client),
                 durations=Durations(),
             )

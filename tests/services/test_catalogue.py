@@ -54,9 +54,7 @@ class Provider:
 
 
 def describe_own(text: str = "first") -> ModelDescription:
-    return replace(
-        BUNDLED[SCHNELL], name=OWN, description=text, price_per_output_usd=None
-    )
+    return replace(BUNDLED[SCHNELL], name=OWN, description=text)
 
 
 @pytest.fixture
@@ -66,7 +64,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def provider() -> Provider:
-    live = replace(BUNDLED[SCHNELL], description="live", price_per_output_usd=None)
+    live = replace(BUNDLED[SCHNELL], description="live")
     return Provider({OWN: describe_own(), SCHNELL: live})
 
 
@@ -225,13 +223,6 @@ async def test_a_flood_of_names_does_not_fill_the_memory(
 
     assert len(catalogue._known) == len(catalogue._unknown) == 5
     assert provider.asked.count("some/model-0") == 1, "what is in use stays"
-
-
-async def test_prices_we_know_are_added(catalogue: Catalogue) -> None:
-    found = await catalogue.describe(SCHNELL)
-
-    assert (found.description, found.price_per_output_usd) == ("live", "0.003")
-    assert (await catalogue.describe(OWN)).price_per_output_usd is None
 
 
 async def test_the_list_has_the_bundled_and_the_met(catalogue: Catalogue) -> None:

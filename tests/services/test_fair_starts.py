@@ -45,19 +45,16 @@ class Scene:
         """Accept jobs of the owner in one transaction; nobody is rung."""
         orders = [
             new_job(
-                request=GenerationRequest(FLUX, {"prompt": f"{owner} {n}"}), **fields
+                owner=owner,
+                request=GenerationRequest(FLUX, {"prompt": f"{owner} {n}"}),
+                **fields,
             )
             for n in range(count)
         ]
-        ids = [order.id for order in orders]
         async with self.jobs.engine.begin() as conn:
             for first in range(0, count, 500):
                 await submission.submit(conn, orders[first : first + 500])
-            await conn.execute(
-                text("UPDATE jobs SET owner = :owner WHERE id = ANY(:ids)"),
-                {"owner": owner, "ids": ids},
-            )
-        return ids
+        return [order.id for order in orders]
 
     def ring(self, ids: list[UUID]) -> None:
         """Ring as the bell does: each id to one of the workers."""

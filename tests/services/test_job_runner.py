@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from decimal import Decimal
+from datetime import date, datetime, timedelta
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from app.domain.errors import Unavailable
 from app.domain.events import Progressed
 from app.domain.generation import GenerationRequest, Phase, Prediction
 from app.domain.policy import Policy, RetryPolicy
+from app.domain.pricing import Basis, Price, PriceTable
 from app.domain.state import AttemptState, JobState, Stage, Status
 from app.runtime import open_worker
 from app.services.job_records import Claim
@@ -49,6 +51,7 @@ from tests.support.waiting import wait_for_async
 
 FLUX = "black-forest-labs/flux-schnell"
 PRICE = Decimal("0.003")
+PRICES = PriceTable([Price(FLUX, date(2020, 1, 1), Basis.IMAGE, PRICE)], "test")
 AT_ONCE = SandboxConfig(
     speed=0, pictures="plain", creates_per_minute=0, requests_per_minute=0
 )
@@ -198,7 +201,10 @@ async def tools(
         jobs.policy = QUICK
 
         def make(
-            sandbox: Sandbox, engine: AsyncEngine = jobs.engine, client: Any = None
+            sandbox: Sandbox,
+            engine: AsyncEngine = jobs.engine,
+            client: Any = None,
+            prices: PriceTable = PRICES,
         ) -> Bench:
             """Make a bench on the engine; with a client of the test's own if given."""
             sandbox.app[BOOK].reset()
@@ -223,7 +229,7 @@ async def tools(
                 counters=counters,
                 breaker=open_breaker(redis),
                 max_output_bytes=1_000_000,
-                price_of=lambda model: PRICE,
+                prices=prices,
                 reconciler=Reconciler(ledger, client),
                 durations=Durations(),
             )
@@ -255,6 +261,14 @@ class Case:
     outputs: int = 1
     asked: int = 1
     inputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What it costs: pictures that were made are paid for, whatever became of the files."""
+        if not self.purchases:
+            return None
+        was_made = self.code in ("output_invalid", "output_expired")
+        return PRICE * (self.asked if was_made else self.outputs)
 
 
 def failed(name: str, rule: Rule, code: str, retryable: bool, **expected: Any) -> Case:
@@ -374,7 +388,7 @@ async def test_what_becomes_of_a_job(bench: Bench, case: Case) -> None:
     assert [asset.index for asset in assets] == list(range(case.outputs))
     assert all((bench.folder / asset.key).is_file() for asset in assets)
     row = await bench.jobs.row(job_id)
-    assert row.cost_usd == (PRICE * case.outputs if case.outputs else None)
+    assert row.cost_usd == case.cost
     assert len(await bench.jobs.attempts(job_id)) == case.attempts
     assert bench.sandbox.app[BOOK].purchases.repeated() == case.purchases - min(
         case.purchases, 1
@@ -974,6 +988,115 @@ async def test_progress_is_written_down(
 
     assert state.progress == 0.42
     assert (await bench.jobs.events(job_id))[-1].name == Progressed.__name__
+
+
+# -------------------------------------------------------------------------------- money
+
+
+def priced(basis: Basis, usd: int) -> PriceTable:
+    return PriceTable([Price(FLUX, date(2020, 1, 1), basis, Decimal(usd))], "test")
+
+
+async def test_hardware_is_paid_for_by_every_attempt(
+    tools: Callable[..., Bench], provider: Sandbox
+) -> None:
+    bench = tools(provider, prices=priced(Basis.SECOND, 1000))
+    bench.spoil(fault("prediction.fails", 2, error=PA))
+    job_id = await bench.submit(outputs=2)
+
+    state = await bench.drive(job_id)
+
+    assert (state.status, state.attempts) == (Status.COMPLETED, 3)
+    book = bench.sandbox.app[BOOK]
+    spent = [prediction.as_json("", time.time()) for prediction in book]
+    seconds = [Decimal(str(one["metrics"]["predict_time"])) for one in spent]
+    assert len(seconds) == 3 and all(seconds)
+    assert (await bench.jobs.row(job_id)).cost_usd == sum(
+        (1000 * one).quantize(Decimal("0.000001"), ROUND_CEILING) for one in seconds
+    )
+
+
+@pytest.mark.parametrize(
+    ("phase", "cost"),
+    [
+        (Phase.FAILED, Decimal("2.5")),
+        (Phase.CANCELLED, Decimal("2.5")),
+        (Phase.ABORTED, Decimal(0)),
+    ],
+)
+async def test_hardware_is_paid_for_when_nothing_came_of_it(
+    tools: Callable[..., Bench], provider: Sandbox, phase: Phase, cost: Decimal
+) -> None:
+    client = ScriptedClient(
+        create=generation.Started(Prediction("h-1", Phase.QUEUED)),
+        get=Prediction("h-1", phase, predict_seconds=2.5),
+    )
+    bench = tools(provider, client=client, prices=priced(Basis.SECOND, 1))
+    job_id = await bench.submit()
+
+    await bench.look(job_id)
+    await bench.look(job_id)
+
+    assert (await bench.jobs.row(job_id)).cost_usd == cost
+
+
+@pytest.mark.parametrize("faults", [(), (fault("download.truncated", 3),)])
+async def test_pixels_are_paid_for_once_they_are_counted(
+    tools: Callable[..., Bench], provider: Sandbox, faults: tuple[Rule, ...]
+) -> None:
+    bench = tools(provider, prices=priced(Basis.MEGAPIXEL, 10))
+    bench.spoil(*faults)
+    job_id = await bench.submit(outputs=2)
+    if faults:
+        await bench.drive_to(job_id, Stage.STORING)
+        assert (await bench.jobs.row(job_id)).cost_usd is None
+
+    state = await bench.drive(job_id)
+
+    assert state.status is Status.COMPLETED
+    pixels = sum(one.width * one.height for one in await bench.jobs.assets(job_id))
+    expected = Decimal(pixels) * 10 / 1_000_000
+    assert (await bench.jobs.row(job_id)).cost_usd == expected > 0
+
+
+async def test_a_picture_is_paid_for_before_its_file_is_here_and_once(
+    bench: Bench,
+) -> None:
+    bench.spoil(fault("download.truncated", 3))
+    job_id = await bench.submit(outputs=2)
+
+    await bench.drive_to(job_id, Stage.STORING)
+
+    assert (await bench.jobs.row(job_id)).cost_usd == 2 * PRICE
+    assert (await bench.drive(job_id)).status is Status.COMPLETED
+    assert (await bench.jobs.row(job_id)).cost_usd == 2 * PRICE
+
+
+async def test_the_price_is_that_of_the_utc_day_the_job_was_accepted(
+    tools: Callable[..., Bench], provider: Sandbox
+) -> None:
+    days = (date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1))
+    lines = [Price(FLUX, day, Basis.IMAGE, Decimal(day.day)) for day in days]
+    bench = tools(provider, prices=PriceTable(lines, "test"))
+    job_id = await bench.submit()
+    async with bench.jobs.engine.begin() as conn:
+        moment = datetime.fromisoformat("2026-03-01T00:30:00+02:00")
+        update = text("UPDATE jobs SET created_at = :moment WHERE id = :id")
+        await conn.execute(update, {"id": job_id, "moment": moment})
+
+    await bench.drive(job_id)
+
+    assert (await bench.jobs.row(job_id)).cost_usd == 28
+
+
+async def test_what_nobody_knows_the_price_of_costs_nobody_knows_what(
+    tools: Callable[..., Bench], provider: Sandbox
+) -> None:
+    bench = tools(provider, prices=PriceTable((), "none"))
+    job_id = await bench.submit()
+
+    assert (await bench.drive(job_id)).status is Status.COMPLETED
+    assert (await bench.jobs.row(job_id)).cost_usd is None
 
 
 # ------------------------------------------------------------------------ all together

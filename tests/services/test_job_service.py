@@ -29,8 +29,9 @@ from app.domain.policy import Policy
 from app.domain.lifecycle import IllegalEvent
 from app.domain.state import AttemptState, Stage, Status
 from app.services import job_service, submission
+from app.services.submission import Birth
 from app.services.job_records import JOBS
-from app.services.job_service import Change, Hold
+from app.services.job_service import Change, Hold, Outcome
 from tests.support.jobs import (
     FAILURE,
     LEASE,
@@ -111,9 +112,9 @@ async def test_submit_tells_when_each_job_was_born(
     async with engine.begin() as conn:
         born = await submission.submit(conn, [first, second])
 
-    assert born == {
-        job.id: (await jobs.row(job.id)).created_at for job in (first, second)
-    }
+    assert born == [
+        Birth(job.id, (await jobs.row(job.id)).created_at) for job in (first, second)
+    ]
 
 
 # -------------------------------------------------------------------------------- claim
@@ -810,8 +811,7 @@ async def test_deleting_removes_every_row_and_tells_which_files_are_orphans(
     await jobs.settle(claim, Stored(2), outputs=outputs)
 
     async with engine.begin() as conn:
-        keys = await job_service.keys_of(conn, job_id)
-        await job_service.delete_job(conn, job_id)
+        keys = await job_service.delete_job(conn, job_id, realm=None)
         orphans = await job_service.orphans_among(conn, keys)
 
     assert sorted(keys) == [f"ab/{shared}.png", f"cd/{own}.png"]
@@ -827,15 +827,59 @@ async def test_a_live_job_cannot_be_deleted(
 
     with pytest.raises(Conflict, match="cancel it first"):
         async with engine.begin() as conn:
-            await job_service.delete_job(conn, job_id)
+            await job_service.delete_job(conn, job_id, realm=None)
 
     assert (await jobs.row(job_id)).status == "pending"
+
+
+async def test_the_gate_knows_no_jobs_of_other_owners(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    """In one batch: hers by her, hers by him, his by him, hers by the service, nobody's."""
+    (hers,) = await jobs.submit(new_job(owner="alice"))
+    (his,) = await jobs.submit(new_job(owner="bob"))
+    (third,) = await jobs.submit(new_job(owner="alice"))
+
+    outcomes = await jobs.transition(
+        Change(third, CancelRequested(), realm="bob"),
+        Change(hers, CancelRequested(), realm="bob"),
+        Change(hers, CancelRequested(), realm="alice"),
+        Change(hers, CancelRequested(), realm="bob"),
+        Change(his, CancelRequested(), realm="bob"),
+        Change(third, CancelRequested()),
+        Change(uuid4(), CancelRequested(), realm="bob"),
+    )
+
+    kinds = [type(one) for one in outcomes]
+    assert kinds == [NotFound, NotFound, Outcome, NotFound, Outcome, Outcome, NotFound]
+    assert len({str(one) for one in outcomes if isinstance(one, NotFound)}) == 1
+    for job_id in (hers, his, third):
+        assert (await jobs.row(job_id)).status == "cancelled"
+        assert [one.name for one in await jobs.events(job_id)][1:] == [
+            "CancelRequested"
+        ]
+
+
+async def test_a_stranger_waits_for_nobodys_lock(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    """The time an answer takes does not tell that there is such a job."""
+    (job_id,) = await jobs.submit(new_job(owner="alice"))
+    async with engine.begin() as holder:
+        await job_service.lock(holder, [job_id])
+        async with asyncio.timeout(5):
+            change = Change(job_id, CancelRequested(), realm="bob")
+            (outcome,) = await jobs.transition(change)
+            with pytest.raises(NotFound):
+                async with engine.begin() as conn:
+                    await job_service.delete_job(conn, job_id, realm="bob")
+    assert isinstance(outcome, NotFound)
 
 
 async def test_deleting_an_unknown_job_says_so(engine: AsyncEngine) -> None:
     with pytest.raises(NotFound):
         async with engine.begin() as conn:
-            await job_service.delete_job(conn, uuid4())
+            await job_service.delete_job(conn, uuid4(), realm=None)
 
 
 # ------------------------------------------------------- laws the table keeps by itself

@@ -107,7 +107,7 @@ class Interrupted:
         found = await reconciler.search(seekers)
         await self.bench.jobs.cancel(self.delete)
         async with self.bench.jobs.engine.begin() as conn:
-            await delete_job(conn, self.delete)
+            await delete_job(conn, self.delete, realm=None)
         return found
 
 

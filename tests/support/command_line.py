@@ -19,10 +19,9 @@ from app.cli import app
 
 
 def run(*words: str, **env: str) -> Result:
-    """Run `mediagen` with these words in this process, MEDIAGEN_URL unset unless given."""
-    return CliRunner().invoke(
-        app, words, env={"MEDIAGEN_URL": None, **env}, catch_exceptions=False
-    )
+    """Run `mediagen` with these words in this process, its variables unset unless given."""
+    unset = {"MEDIAGEN_URL": None, "MEDIAGEN_API_KEY": None}
+    return CliRunner().invoke(app, words, env={**unset, **env}, catch_exceptions=False)
 
 
 @contextmanager
@@ -46,8 +45,9 @@ def a_problem(status: int, detail: str, **more: Any) -> tuple[int, dict[str, Any
     )
 
 
-Answer = tuple[int, Any] | Any
-"""What the API says: a body (bytes as they are, else JSON), (status, body), None to hang up."""
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | Any
+"""What the API says: a body (bytes as they are, else JSON), (status, body), (status, body,
+headers), or None to hang up."""
 
 
 class Stub(ThreadingHTTPServer):
@@ -62,7 +62,7 @@ class Stub(ThreadingHTTPServer):
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
 
     def on(self, route: str, *answers: Answer) -> None:
-        """Answer `GET /path` or `POST /path` with each in turn."""
+        """Answer `GET /path` (or another method) with each in turn."""
         self.answers[route] = list(answers)
 
     def body_of(self, route: str) -> Any:
@@ -89,17 +89,19 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
-        status, body = answer if isinstance(answer, tuple) else (200, answer)
+        status, body, *more = answer if isinstance(answer, tuple) else (200, answer)
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        if status != 304:
+        if status not in (204, 304):
             self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{len(self.server.seen)}"')
+        for name, value in (more[0] if more else {}).items():
+            self.send_header(name, value)
         self.end_headers()
-        if status != 304:
+        if status not in (204, 304):
             self.wfile.write(content)
 
-    do_POST = do_GET
+    do_POST = do_PATCH = do_DELETE = do_GET
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

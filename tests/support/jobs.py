@@ -15,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
 from app.domain import journal
+from app.domain.access import Budget
+from app.domain.errors import ServiceError
 from app.domain.events import Event
 from app.domain.generation import Failure, GenerationRequest
 from app.domain.policy import Policy
@@ -31,7 +33,7 @@ from app.services.job_records import (
     read_state,
 )
 from app.services.job_service import Change, Hold, Outcome
-from app.services.submission import NewJob
+from app.services.submission import Birth, NewJob
 from app.services.news import Hint, Told
 
 LEASE = timedelta(seconds=30)
@@ -82,9 +84,17 @@ class JobTable:
     async def submit(self, *jobs: NewJob) -> list[UUID]:
         """Accept the jobs, one of its own making when none is given; give their ids."""
         accepted = jobs or (new_job(),)
-        async with self.engine.begin() as conn:
-            await submission.submit(conn, accepted)
+        for answer in await self.try_submit(*accepted):
+            if isinstance(answer, Exception):
+                raise answer
         return [job.id for job in accepted]
+
+    async def try_submit(
+        self, *jobs: NewJob, service: Budget = Budget()
+    ) -> list[Birth | ServiceError]:
+        """Submit the jobs; give what became of each."""
+        async with self.engine.begin() as conn:
+            return await submission.submit(conn, jobs, service=service)
 
     async def claim(
         self, *job_ids: UUID, lease: timedelta = LEASE, starts: int = 1000

@@ -11,7 +11,8 @@ class TcpProxy:
 
     `refuse()` is a server that is down: connections are reset, new ones refused.
     `fall_silent()` is a lost host: connections are taken, and nothing is ever answered.
-    `restore()` ends either; connections of the silence are reset, as a rebooted host would.
+    `lose_answers(n)` lets requests through and resets the next n connections that are answered.
+    `restore()` ends the first two; connections of the silence are reset, as a rebooted host would.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -20,7 +21,12 @@ class TcpProxy:
         self._is_open = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answers_to_lose = 0
         self.port = 0
+
+    def lose_answers(self, number: int) -> None:
+        """Reset the connections of the next answers instead of passing them on."""
+        self._answers_to_lose = number
 
     async def refuse(self) -> None:
         """Close the door and reset whoever is inside."""
@@ -82,7 +88,7 @@ class TcpProxy:
             pair.append(forth)
             pumps = {
                 asyncio.create_task(self._pump(reader, forth)),
-                asyncio.create_task(self._pump(back, writer)),
+                asyncio.create_task(self._pump(back, writer, are_answers=True)),
             }
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -98,9 +104,16 @@ class TcpProxy:
                 one.transport.abort()
 
     async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        *,
+        are_answers: bool = False,
     ) -> None:
         while data := await source.read(65536):
+            if are_answers and self._answers_to_lose:
+                self._answers_to_lose -= 1
+                return
             await self._is_open.wait()
             sink.write(data)
             await sink.drain()

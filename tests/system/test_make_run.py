@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ STARTED = "Try: curl"
 class System:
     """One run of `python -m app.up`, its terminal kept in a file."""
 
-    def __init__(self, data_dir: Path, port: int) -> None:
+    def __init__(self, data_dir: Path, port: int, **settings: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.terminal = data_dir.parent / f"terminal-{time.monotonic_ns()}.txt"
         # Empty counts as not set, and wins over a developer's own .env.
@@ -42,10 +43,12 @@ class System:
                 "API_V1_PREFIX",
                 "PUBLIC_BASE_URL",
                 "REPLICATE_WEBHOOK_SECRET",
+                "AUTH_REQUIRED",
+                "ADMIN_API_KEY",
             ],
             "",
         )
-        env = os.environ | unset
+        env = os.environ | unset | settings
         env |= {
             "PORT": str(port),
             "MEDIAGEN_DATA_DIR": str(data_dir),
@@ -107,12 +110,12 @@ def lives(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[], System]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., System]]:
     port = processes.free_port()
     systems: list[System] = []
 
-    def start_system() -> System:
-        systems.append(System(tmp_path / "data", port))
+    def start_system(**settings: str) -> System:
+        systems.append(System(tmp_path / "data", port, **settings))
         return systems[-1]
 
     yield start_system
@@ -193,3 +196,32 @@ def test_a_busy_port_is_one_clear_line(tmp_path: Path) -> None:
     assert len(system.said().splitlines()) == 1
     assert "is in use" in system.said()
     assert "--port" in system.said()
+
+
+@pytest.mark.slow
+def test_with_an_admin_key_it_demands_keys_and_the_command_line_has_it(
+    start: Callable[..., System], tmp_path: Path
+) -> None:
+    key = "the-admin-key-of-this-very-test"
+    system = start(ADMIN_API_KEY=key)
+    system.wait_until_ready(within=60)
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        system.call("/jobs")
+    assert set(system.call("/health/ready")) == {"status", "version"}
+    assert '-H "Authorization: Bearer $ADMIN_API_KEY"' in system.said()
+    assert key not in system.said()
+    # `mediagen` in this folder finds the key of the system that runs in it.
+    command = [sys.executable, "-m", "app.cli", "keys", "create", "mine"]
+    env = os.environ | {"MEDIAGEN_DATA_DIR": str(tmp_path / "data")}
+    made = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    jobs = [sys.executable, "-m", "app.cli", "jobs", "--json"]
+    env |= {"MEDIAGEN_API_KEY": made}
+    listed = subprocess.run(
+        jobs, cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    assert json.loads(listed.stdout)["items"] == []
+    logs = "".join(path.read_text() for path in (tmp_path / "data/logs").iterdir())
+    assert made not in logs and key not in logs

@@ -24,6 +24,7 @@ import orjson
 from yarl import URL
 
 from app.domain.errors import (
+    InvalidRequest,
     ModelNotFound,
     PredictionNotFound,
     ProviderThrottled,
@@ -33,8 +34,10 @@ from app.domain.generation import (
     CreateOutcome,
     Failure,
     GenerationRequest,
+    InputFile,
     ModelDescription,
     Prediction,
+    ProvidedFile,
     Refused,
     RefusalKind,
     Started,
@@ -47,6 +50,7 @@ from app.services.providers.replicate_errors import (
     classify_refusal,
     read_retry_after,
 )
+from app.services.providers.replicate_files import upload_body, parse_file
 from app.services.providers.transport import Downloader, OnRequest, ignore_request
 
 _LARGEST_ANSWER = 64 * 1024 * 1024  # bytes; a page of 100 rows is some 100 kB
@@ -64,11 +68,15 @@ _NO_ANSWER = (408, 425)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long an API call may take: to connect, to get a connection at all, and in all."""
+    """How long an API call may take: to connect, to get a connection at all, and in all.
+
+    `upload` is how long one that carries a file may take in all.
+    """
 
     connect: timedelta = timedelta(seconds=5)
     pool: timedelta = timedelta(seconds=10)
     total: timedelta = timedelta(seconds=30)
+    upload: timedelta = timedelta(seconds=60)
 
 
 class RequestGate(Protocol):
@@ -291,6 +299,33 @@ class ReplicateClient:
         """Return when the provider answers an authenticated read."""
         _object(await self._ask("ping", self._url("account")))
 
+    async def upload(self, file: InputFile) -> ProvidedFile:
+        """Put a file where models of the provider can read it, for a day as a rule.
+
+        Tried twice: a file nobody uses costs nothing and goes away by itself.
+        """
+        try:
+            return await self._upload(file)
+        except ProviderThrottled:
+            raise
+        except ProviderUnavailable:
+            return await self._upload(file)
+
+    async def _upload(self, file: InputFile) -> ProvidedFile:
+        body = upload_body(file)
+        answer = await self._ask(
+            "upload",
+            self._url("files"),
+            method="POST",
+            harmless=(413,),
+            headers=body.headers,
+            data=body.write(),
+            within=self._timeouts.upload,
+        )
+        if answer.status == 413:
+            raise InvalidRequest("The picture is too large for the provider.")
+        return parse_file(_object(answer))
+
     def download(self, url: str) -> AsyncIterator[bytes]:
         """Stream one output file.  Raise `OutputError`s; never sends our token along."""
         return self._downloader.download(url)
@@ -309,11 +344,16 @@ class ReplicateClient:
         *,
         method: str = "GET",
         harmless: tuple[int, ...] = (),
+        headers: Mapping[str, str] | None = None,
+        data: AsyncIterator[bytes] | None = None,
+        within: timedelta | None = None,
     ) -> _Answer:
         """Ask once; return 2xx, 404 and `harmless` answers, raise for all others."""
         await self._gate.admit(operation)
         try:
-            answer = await self._send(operation, method, url)
+            answer = await self._send(
+                operation, method, url, headers=headers, data=data, within=within
+            )
         except (aiohttp.ClientError, OSError) as exc:
             raise ProviderUnavailable(
                 f"the provider did not answer: {type(exc).__name__}"
@@ -338,14 +378,21 @@ class ReplicateClient:
         url: URL,
         *,
         headers: Mapping[str, str] | None = None,
-        data: bytes | None = None,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        within: timedelta | None = None,
     ) -> _Answer:
         """Send one request with the token and read the answer; follow no redirect."""
+        limit = within or self._timeouts.total
         own = {"Authorization": f"Bearer {self._token}", **(headers or {})}
         started, code = time.perf_counter(), "CancelledError"
         try:
             response = await self._session().request(
-                method, url, headers=own, data=data, allow_redirects=False
+                method,
+                url,
+                headers=own,
+                data=data,
+                allow_redirects=False,
+                timeout=self._patience(limit),
             )
             code = str(response.status)
             try:
@@ -372,13 +419,15 @@ class ReplicateClient:
                 connector=aiohttp.TCPConnector(limit=self._max_connections),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": self._user_agent},
-                timeout=aiohttp.ClientTimeout(
-                    total=self._timeouts.total.total_seconds(),
-                    connect=self._timeouts.pool.total_seconds(),
-                    sock_connect=self._timeouts.connect.total_seconds(),
-                ),
             )
         return self._opened
+
+    def _patience(self, total: timedelta) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=total.total_seconds(),
+            connect=self._timeouts.pool.total_seconds(),
+            sock_connect=self._timeouts.connect.total_seconds(),
+        )
 
     def _url(self, *segments: str) -> URL:
         """Build an API URL; the segments have been checked to be safe in a path."""

@@ -82,9 +82,9 @@ def parse_prediction(data: Mapping[str, Any] | None) -> Prediction | None:
         is_transient=is_transient,
         data_removed=data.get("data_removed") is True,
         webhook=_text(data.get("webhook")),
-        created_at=_moment(data.get("created_at")),
-        started_at=_moment(data.get("started_at")),
-        completed_at=_moment(data.get("completed_at")),
+        created_at=parse_moment(data.get("created_at")),
+        started_at=parse_moment(data.get("started_at")),
+        completed_at=parse_moment(data.get("completed_at")),
         predict_seconds=_number(
             metrics.get("predict_time") if isinstance(metrics, dict) else None
         ),
@@ -168,7 +168,7 @@ def _progress(logs: Any) -> float | None:
     return min(int(bars[-1]) / 100, 1.0) if bars else None
 
 
-def _moment(value: Any) -> datetime | None:
+def parse_moment(value: Any) -> datetime | None:
     """Read RFC 3339 with 3, 6 or 9 digits of a second; what we cannot keep is cut off."""
     if not isinstance(value, str):
         return None

@@ -27,22 +27,19 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from app.core.guarded_http import GuardedSessions, was_refused
 from app.domain.errors import (
     OutputForbidden,
     OutputGone,
     OutputInterrupted,
     OutputInvalid,
-)
-from app.services.providers.addresses import (
-    AddressRefused,
-    OutputHosts,
-    guarded_connector,
 )
 
 OnRequest = Callable[[str, str, float], None]
@@ -50,7 +47,6 @@ OnRequest = Callable[[str, str, float], None]
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK = 64 * 1024
-_CONNECT = timedelta(seconds=5)
 _HEADERS = {
     # What is counted and capped must be what was sent: no compression.  An answer that is
     # compressed all the same is passed on as it is, and then is no picture.
@@ -74,6 +70,18 @@ class DownloadLimits:
     window: timedelta = timedelta(seconds=10)
 
 
+class Hosts(Protocol):
+    """Where one may download from."""
+
+    def check(self, url: str) -> URL:
+        """Return the URL as it will be requested, or raise a `ServiceError`."""
+        ...
+
+    def is_trusted(self, target: URL) -> bool:
+        """Tell whether any address will do, instead of public ones only."""
+        ...
+
+
 def ignore_request(operation: str, code: str, seconds: float) -> None:
     """Count nothing: the default where no metrics are wanted."""
 
@@ -83,23 +91,30 @@ class Downloader:
 
     def __init__(
         self,
-        hosts: OutputHosts,
+        hosts: Hosts,
         limits: DownloadLimits,
         *,
+        max_redirects: int = _MAX_REDIRECTS,
         max_connections: int = 64,
         user_agent: str = "media-generation-service",
         on_request: OnRequest = ignore_request,
         resolver: AbstractResolver | None = None,
+        sessions: GuardedSessions | None = None,
     ) -> None:
-        """Open nothing yet; `resolver` replaces the system's for listed domains (tests)."""
+        """Open nothing yet; `resolver` replaces the system's for listed domains (tests).
+
+        `sessions` are used instead of own ones, and closed with the rest.
+        """
         self._hosts = hosts
         self._limits = limits
-        self._max_connections = max_connections
-        self._user_agent = user_agent
+        self._max_redirects = max_redirects
         self._on_request = on_request
-        self._resolver = resolver
-        self._guarded: aiohttp.ClientSession | None = None
-        self._trusted: aiohttp.ClientSession | None = None
+        self._sessions = sessions or GuardedSessions(
+            max_connections=max_connections,
+            user_agent=user_agent,
+            idle=limits.idle,
+            resolver=resolver,
+        )
         self._closed = False
 
     async def download(self, url: str) -> AsyncGenerator[bytes, None]:
@@ -129,9 +144,7 @@ class Downloader:
     async def aclose(self) -> None:
         """Close all connections; later downloads are refused as interrupted."""
         self._closed = True
-        for session in (self._guarded, self._trusted):
-            if session is not None:
-                await session.close()
+        await self._sessions.aclose()
 
     async def _fetch(self, url: str) -> AsyncGenerator[bytes, None]:
         deadline = time.monotonic() + self._limits.total.total_seconds()
@@ -147,12 +160,15 @@ class Downloader:
     async def _open(self, url: str, deadline: float) -> aiohttp.ClientResponse:
         """Send the GET, and again for each redirect that stays on the list."""
         target = self._hosts.check(url)
-        for _ in range(_MAX_REDIRECTS + 1):
+        for _ in range(self._max_redirects + 1):
             response = await self._get(target, deadline)
             if response.status not in _REDIRECTS:
                 return response
             location = response.headers.get("Location", "")
             response.close()
+            if self._max_redirects == 0:
+                # Where it leads is not even looked at.
+                raise OutputForbidden("the address redirects elsewhere")
             try:
                 onward = target.join(URL(location, encoded=True))
             except ValueError as exc:
@@ -160,7 +176,7 @@ class Downloader:
             if not location:
                 raise OutputInterrupted("a redirect without a target")
             target = self._hosts.check(str(onward))
-        raise OutputForbidden("too many redirects")
+        raise OutputForbidden("the address redirects too often")
 
     async def _get(self, target: URL, deadline: float) -> aiohttp.ClientResponse:
         try:
@@ -169,7 +185,7 @@ class Downloader:
                     target, headers=_HEADERS, allow_redirects=False
                 )
         except (aiohttp.ClientError, OSError) as exc:
-            if _is_refused_address(exc):
+            if was_refused(exc):
                 raise OutputForbidden(
                     f"{target.host} points to an address we do not download from"
                 ) from exc
@@ -219,29 +235,8 @@ class Downloader:
         if self._closed:
             raise OutputInterrupted("the downloads are closed")
         if self._hosts.is_trusted(target):
-            if self._trusted is None:
-                connector = aiohttp.TCPConnector(limit=self._max_connections)
-                self._trusted = self._new_session(connector)
-            return self._trusted
-        if self._guarded is None:
-            self._guarded = self._new_session(
-                guarded_connector(self._max_connections, self._resolver)
-            )
-        return self._guarded
-
-    def _new_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,  # a proxy would look up the names, behind our checks
-            headers={"User-Agent": self._user_agent},
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                sock_connect=_CONNECT.total_seconds(),
-                sock_read=self._limits.idle.total_seconds(),
-            ),
-        )
+            return self._sessions.to_trusted
+        return self._sessions.to_public
 
 
 class Pace:
@@ -264,16 +259,6 @@ class Pace:
             self._seconds -= first_seconds
             self._bytes -= first_size
         return self._seconds >= self._window and self._bytes < self._least
-
-
-def _is_refused_address(exc: BaseException) -> bool:
-    """Find our refusal below what aiohttp made of it."""
-    link: BaseException | None = exc
-    while link is not None:
-        if isinstance(link, AddressRefused):
-            return True
-        link = link.__cause__
-    return False
 
 
 def _decode_data_uri(uri: str, max_bytes: int) -> Iterator[bytes]:
