@@ -39,7 +39,7 @@ MOST_IN_TURN = 100  # others wait for the floor meanwhile
 # not hold up everybody: the server ends its session, and nothing was done.
 _TAKE_THE_FLOOR = text(
     "SELECT set_config('idle_in_transaction_session_timeout', '3s', true),"
-    " pg_advisory_xact_lock(1835466754)"  # 0x6D67_0002, next to the watcher's
+    " pg_advisory_xact_lock(1835466755)"  # 0x6D67_0003, next to the watcher's
 )
 
 # Reads a few index entries for each owner with pending jobs, however many they have: the
