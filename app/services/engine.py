@@ -1,8 +1,10 @@
 """The worker's loop: takes job ids in, claims in batches, looks at many jobs at once.
 
     bells, watcher, timers ──offer──▶ intake ──claim──▶ looks (≤ concurrency) ──▶ timers
+                                         └──sift──▶ starts, each in its turn ──▶ looks
 
-One event loop owns everything that waits.  An id that is offered and dropped, claimed and
+While starts are scarce (see `starts`), pending jobs in the intake are left to the turns.  One
+event loop owns everything that waits.  An id that is offered and dropped, claimed and
 lost, or forgotten by a dying process costs time, never correctness: the row stays due.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -18,10 +20,10 @@ from uuid import UUID
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.core.throttle import Grant
 from app.domain.errors import Unavailable
 from app.services.job_records import Claim
 from app.services.ledger import LEASE, MOST_AT_ONCE, Ledger
+from app.services.starts import Purchases, Starts
 
 log = structlog.get_logger("app.engine")
 
@@ -45,18 +47,6 @@ class Runner(Protocol):
         ...
 
 
-class Purchases(Protocol):
-    """Who says how many purchases may start: a `GuardedBucket`."""
-
-    async def take(self, n: int = 1) -> Grant:
-        """Let up to `n` start now; say when to ask for the rest."""
-        ...
-
-    async def give_back(self, n: int) -> None:
-        """Take back what was let and did not start."""
-        ...
-
-
 class Engine:
     """Runs looks.  All methods belong to the loop's thread."""
 
@@ -70,16 +60,18 @@ class Engine:
     ) -> None:
         self._ledger = ledger
         self._runner = runner
-        self._purchases = purchases
         self._concurrency = concurrency
         self._intake: dict[UUID, None] = {}  # ordered, without doubles
+        self._sifted: dict[UUID, None] = {}  # taken from there, and no starts
         self._arrived = asyncio.Event()
         self._freed = asyncio.Event()
+        self._stirred = asyncio.Event()
+        self._starts = Starts(ledger, purchases, self._stirred.set)
+        self._reserved = 0  # places of claims on their way
         self._looks: dict[asyncio.Task[None], Claim] = {}
         self._timers: dict[UUID, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
-        self._closed_until = 0.0  # no purchases before, on the loop's clock
 
     # ------------------------------------------------------------------------- intake
 
@@ -93,12 +85,18 @@ class Engine:
         """How many more ids are worth offering now."""
         if self._is_draining:
             return 0
-        return max(self._concurrency * 2 - len(self._intake), 0)
+        waiting = len(self._intake) + len(self._sifted)
+        return max(self._concurrency * 2 - waiting, 0)
 
     @property
     def may_start(self) -> bool:
         """Tell whether the budget of purchases let one through when last asked."""
-        return asyncio.get_running_loop().time() >= self._closed_until
+        return self._starts.may_start
+
+    @property
+    def is_seeking(self) -> bool:
+        """Tell whether pending jobs are being started in turn, without being told of."""
+        return self._starts.are_scarce
 
     def offer(self, job_ids: Iterable[UUID]) -> None:
         """Ask for looks at the jobs.  Never waits; drops what does not fit."""
@@ -112,12 +110,18 @@ class Engine:
                 timer.cancel()
         self._arrived.set()
 
+    def seek(self, count: int) -> None:
+        """Start pending jobs in turn: somebody saw about so many waiting."""
+        if not self._is_draining:
+            self._starts.seek(count)
+
     # --------------------------------------------------------------------------- life
 
     def start(self) -> None:
         """Start serving, in the running loop."""
         self._tasks = [
             asyncio.create_task(self._serve(), name="engine"),
+            asyncio.create_task(self._start_in_turn(), name="starts"),
             asyncio.create_task(self._renew_for_ever(), name="leases"),
         ]
 
@@ -135,10 +139,12 @@ class Engine:
             timer.cancel()
         self._timers.clear()
         self._intake.clear()
+        self._sifted.clear()
         # A claim on its way is waited for: cut off, it would hold its jobs for a lease.
-        self._arrived.set()
-        self._freed.set()
-        await asyncio.gather(self._tasks[0], return_exceptions=True)
+        for event in (self._arrived, self._freed, self._stirred):
+            event.set()
+        await asyncio.gather(*self._tasks[:2], return_exceptions=True)
+        self._starts.stop()
         if self._looks:
             log.info("engine.draining", in_flight=len(self._looks))
             await asyncio.wait(self._looks, timeout=patience.total_seconds())
@@ -148,52 +154,87 @@ class Engine:
         await asyncio.gather(*left, *self._tasks, return_exceptions=True)
         log.info("engine.drained", cut_off=len(left))
 
+    # -------------------------------------------------------------------------- claims
+
     async def _serve(self) -> None:
         while not self._is_draining:
             await self._arrived.wait()
-            if len(self._looks) >= self._concurrency:
-                self._freed.clear()
-                await self._freed.wait()
-            batch = self._next_batch()
-            if not batch:  # also when draining woke us
-                continue
-            try:
-                claims = await self._claim(batch)
-            except DATABASE_TROUBLE as error:
+            with _outliving() as outlived:
+                await self._take_in()
+            if outlived:
                 # The watcher offers them again when the database is back.
-                log.warning("claim.failed", error=type(error).__name__)
                 await asyncio.sleep(DATABASE_REST.total_seconds())
-                continue
-            for claim in claims:
-                self._begin(claim)
 
-    def _next_batch(self) -> list[UUID]:
-        size = min(MOST_AT_ONCE, self._concurrency - len(self._looks))
-        batch = [job_id for job_id, _ in zip(self._intake, range(size))]
-        for job_id in batch:
-            del self._intake[job_id]
-        if not self._intake:
+    async def _take_in(self) -> None:
+        waiting = len(self._intake) + len(self._sifted)
+        if waiting > min(MOST_AT_ONCE, self._free):
+            self._starts.ration()
+        if self._intake and self._starts.are_scarce:
+            await self._sift()
+        batch = self._next_batch(min(MOST_AT_ONCE, self._free))
+        if batch:
+            with self._reserving(len(batch)):
+                for claim in await self._starts.claim(batch):
+                    self._begin(claim)
+        elif self._sifted:
+            self._freed.clear()
+            await self._freed.wait()
+
+    async def _sift(self) -> None:
+        """Keep what is no start; starts are rung for by turns, not by name."""
+        ids = _pop(self._intake, MOST_AT_ONCE)
+        kept = await self._ledger.looks_among(ids)
+        if not self._is_draining:
+            self._sifted.update(dict.fromkeys(kept))
+            self._starts.seek(len(ids) - len(kept))
+
+    def _next_batch(self, size: int) -> list[UUID]:
+        batch = _pop(self._sifted, size)
+        if not self._starts.are_scarce:
+            batch += _pop(self._intake, size - len(batch))
+        if not self._intake and not self._sifted:
             self._arrived.clear()
         return batch
 
-    async def _claim(self, batch: list[UUID]) -> list[Claim]:
-        """Claim what is due, buying only as much as the shared budget lets."""
-        budget = 0
-        if self.may_start:
-            grant = await self._purchases.take(len(batch))
-            budget = grant.granted
-            if grant.granted < len(batch):
-                loop = asyncio.get_running_loop()
-                self._closed_until = loop.time() + grant.retry_after.total_seconds()
-        spent = 0
+    async def _start_in_turn(self) -> None:
+        while not self._is_draining:
+            await self._stirred.wait()
+            self._stirred.clear()
+            with _outliving() as outlived:
+                while limit := self._places_for_starts():
+                    with self._reserving(limit):
+                        for claim in await self._starts.claim_in_turn(limit):
+                            self._begin(claim)
+            if outlived:
+                await asyncio.sleep(DATABASE_REST.total_seconds())
+                self._stirred.set()
+
+    def _places_for_starts(self) -> int:
+        """Count what looks leave free: they come before starts, for they are paid for."""
+        if self._is_draining:
+            return 0
+        free = self._free - len(self._sifted)
+        return max(min(free, self._starts.wanted), 0)
+
+    @property
+    def _free(self) -> int:
+        """How many more looks may begin."""
+        return self._concurrency - len(self._looks) - self._reserved
+
+    @contextlib.contextmanager
+    def _reserving(self, places: int) -> Iterator[None]:
+        """Keep places free for what is being claimed."""
+        self._reserved += places
         try:
-            claims = await self._ledger.claim(batch, starts=budget)
-            spent = sum(claim.is_fresh for claim in claims)
-            return claims
+            yield
         finally:
-            if budget > spent:
-                self._closed_until = 0.0
-                await self._purchases.give_back(budget - spent)
+            self._reserved -= places
+            self._wake()
+
+    def _wake(self) -> None:
+        """Tell those who wait for a free place."""
+        self._freed.set()
+        self._stirred.set()
 
     # -------------------------------------------------------------------------- looks
 
@@ -204,7 +245,7 @@ class Engine:
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._looks.pop(task, None)
-        self._freed.set()
+        self._wake()
 
     async def _look(self, claim: Claim) -> None:
         next_look = await self._runner.advance(claim)
@@ -242,3 +283,22 @@ class Engine:
                         log.warning("look.abandoned", job_id=str(claim.job_id))
                         task.cancel()
                 doubted = gone
+
+
+def _pop(ids: dict[UUID, None], count: int) -> list[UUID]:
+    """Take the first ids out."""
+    taken = [job_id for job_id, _ in zip(ids, range(count))]
+    for job_id in taken:
+        del ids[job_id]
+    return taken
+
+
+@contextlib.contextmanager
+def _outliving() -> Iterator[list[Exception]]:
+    """Outlive trouble with the database, and tell of it."""
+    met: list[Exception] = []
+    try:
+        yield met
+    except DATABASE_TROUBLE as error:
+        log.warning("claim.failed", error=type(error).__name__)
+        met.append(error)

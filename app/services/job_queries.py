@@ -18,6 +18,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal_column,
+    or_,
     select,
     type_coerce,
 )
@@ -149,12 +150,25 @@ _DUE_LOOKS = (
     .order_by(JOBS.c.due_at)
     .limit(bindparam("limit"))
 )
-_DUE_STARTS = (
+# In the order of the index on `due_at`: whatever else is due at the same time is soon gone.
+_COUNT_DUE_STARTS = select(func.count()).select_from(
     select(JOBS.c.id)
     .where(JOBS.c.status == literal_column("'pending'"))
     .where(JOBS.c.due_at <= func.now())
-    .order_by(JOBS.c.priority.desc(), JOBS.c.due_at)
+    .order_by(JOBS.c.due_at)
     .limit(bindparam("limit"))
+    .subquery()
+)
+_LOOKS_AMONG = (
+    select(JOBS.c.id)
+    .where(JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    .where(JOBS.c.due_at <= func.now())
+    .where(
+        or_(
+            JOBS.c.status != literal_column("'pending'"),
+            JOBS.c.deadline_at <= func.now(),
+        )
+    )
 )
 _OUT_OF_TIME = (
     select(JOBS.c.id)
@@ -175,9 +189,15 @@ async def due_looks(
     return list(rows.scalars())
 
 
-async def due_starts(conn: AsyncConnection, *, limit: int) -> list[UUID]:
-    """Name pending jobs that may start now, by priority, then by age."""
-    return list((await conn.execute(_DUE_STARTS, {"limit": limit})).scalars())
+async def count_due_starts(conn: AsyncConnection, *, limit: int) -> int:
+    """Count pending jobs that may start now, up to `limit`."""
+    return await conn.scalar(_COUNT_DUE_STARTS, {"limit": limit}) or 0
+
+
+async def looks_among(conn: AsyncConnection, job_ids: Sequence[UUID]) -> list[UUID]:
+    """Tell which of the jobs are due for anything but a start."""
+    rows = await conn.execute(_LOOKS_AMONG, {"ids": list(job_ids)})
+    return list(rows.scalars())
 
 
 async def out_of_time(conn: AsyncConnection, *, limit: int) -> list[UUID]:

@@ -28,6 +28,7 @@ from app.services import (
     news,
     repeats,
     submission,
+    turns,
 )
 from app.services.job_queries import JobRecord
 from app.services.job_records import Claim
@@ -35,6 +36,7 @@ from app.services.job_service import Change, Outcome
 from app.services.news import Hint, Told
 from app.services.repeats import Earlier, Once
 from app.services.submission import Birth, NewJob
+from app.services.turns import Started
 
 PATIENCE = timedelta(seconds=1.7)  # callers are promised an answer within two seconds
 CLAIM_PATIENCE = timedelta(seconds=5)
@@ -219,6 +221,21 @@ class Ledger:
         for state in claimed.ended:
             self._on_end(state)
         return list(claimed.claims)
+
+    async def start(self, limit: int) -> Started:
+        """Claim up to `limit` pending jobs whose turn it is: see `turns.start`."""
+        async with _within(CLAIM_PATIENCE), self.transaction() as conn:
+            started = await turns.start(
+                conn, limit=limit, lease=LEASE, policy=self.policy
+            )
+        for state in started.ended:
+            self._on_end(state)
+        return started
+
+    async def looks_among(self, job_ids: Sequence[UUID]) -> list[UUID]:
+        """Tell which of the jobs a claim would take, or end, without starting anything."""
+        async with _within(CLAIM_PATIENCE), self.reading() as conn:
+            return await job_queries.looks_among(conn, job_ids)
 
     async def renew(self, claims: Sequence[Claim]) -> set[UUID]:
         """Renew the leases of the claims; give the tokens that still stand."""

@@ -1,13 +1,16 @@
-"""One per deployment: finds what is due and nobody was told about.
+"""Finds what is due and nobody was told about.
 
 The bell is lossy and processes die; the rows are neither.  Twice a second the leader asks
-the table what is due and has it looked at: by its own engine first, by the other workers
-for what is beyond it.  What else is done once per deployment, at a pace of its own, is a duty.
+the table which looks are due and has them made: by its own engine first, by the other workers
+for what is beyond it.  Pending jobs are for all: each worker asks whether any wait, and has its
+engine start those whose turn it is.  What else is done once per deployment, at a pace of its
+own, is a duty.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
@@ -56,7 +59,7 @@ class EndOutOfTime:
 
 
 class Watcher:
-    """Runs in every worker; works in the one that holds the leadership."""
+    """Runs in every worker; in the one that holds the leadership it does most."""
 
     def __init__(
         self,
@@ -107,6 +110,9 @@ class Watcher:
                     is_full = await self.sweep()
                 except DATABASE_TROUBLE as error:
                     log.warning("sweep.failed", error=type(error).__name__)
+            # A database that is away is the leader's to tell of.
+            with contextlib.suppress(*DATABASE_TROUBLE):
+                await self.seek_starts()
             # With more due than one round takes, go on as soon as there is room.
             pause = ROUND / 10 if is_full else ROUND
             await asyncio.sleep(pause.total_seconds())
@@ -132,10 +138,7 @@ class Watcher:
         return leads
 
     async def sweep(self) -> bool:
-        """Offer what is due; tell whether there was more than fits.
-
-        Looks at jobs under way come before starts: they are paid for.
-        """
+        """Offer the looks that are due; tell whether there were more than fit."""
         limit = min(self._engine.room, MOST_AT_ONCE)
         if limit == 0:
             return True
@@ -143,12 +146,18 @@ class Watcher:
             due = await job_queries.due_looks(
                 conn, slack=SLACK, limit=limit + RINGS_A_ROUND
             )
-            if self._engine.may_start and len(due) < limit:
-                room = limit + RINGS_A_ROUND - len(due)
-                due += await job_queries.due_starts(conn, limit=room)
         self._engine.offer(due[:limit])
         self._ring(due[limit:])
         return len(due) >= limit
+
+    async def seek_starts(self) -> None:
+        """Tell the engine how many jobs wait to be started, unless it knows that some do."""
+        if self._engine.is_seeking:
+            return
+        async with self._ledger.reading() as conn:
+            count = await job_queries.count_due_starts(conn, limit=MOST_AT_ONCE)
+        if count:
+            self._engine.seek(count)
 
     def _ring(self, beyond: list[UUID]) -> None:
         for job_id in beyond:

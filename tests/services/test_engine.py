@@ -174,7 +174,11 @@ async def test_what_is_offered_together_is_claimed_together(
 
 async def test_never_more_looks_at_once_than_allowed(rig: Rig, jobs: JobTable) -> None:
     ids = await _submit(jobs, 14)
+    for number, job_id in enumerate(ids):
+        await jobs.look(job_id, Started(f"h-{number}"))
+    await jobs.make_due(*ids)
     engine = rig.start(concurrency=4)
+    rig.looks.event = lambda claim: NO_PICTURE
     rig.looks.gate.clear()
 
     engine.offer(ids)
@@ -186,6 +190,23 @@ async def test_never_more_looks_at_once_than_allowed(rig: Rig, jobs: JobTable) -
     assert rig.looks.most == 4
     assert max(rig.ledger.batches) <= 4
     assert engine.room == 8
+    assert set(rig.looks.count.values()) == {1}
+
+
+async def test_never_more_starts_at_once_than_there_are_looks(
+    rig: Rig, jobs: JobTable
+) -> None:
+    ids = await _submit(jobs, 14)
+    engine = rig.start(concurrency=4)
+    rig.looks.gate.clear()
+
+    engine.offer(ids)
+    await rig.looks.reach(4)
+    assert engine.in_flight == 4
+    rig.looks.gate.set()
+    await rig.looks.reach(14)
+
+    assert rig.looks.most == 4
     assert set(rig.looks.count.values()) == {1}
 
 
@@ -313,16 +334,13 @@ async def test_what_is_left_of_the_budget_is_given_back(
 async def test_the_budget_opens_again(rig: Rig, jobs: JobTable) -> None:
     ids = await _submit(jobs, 3)
     engine = rig.start(per_minute=240, burst=1)
+    began = asyncio.get_running_loop().time()
     engine.offer(ids)
     await rig.looks.reach(1)
     assert not engine.may_start
 
-    async def may_start() -> bool:
-        return engine.may_start
-
-    await wait_for_async(may_start, within=1, what="the next token")
-    engine.offer(ids)
-    await rig.looks.reach(2)
+    await rig.looks.reach(3, within=2)
+    assert rig.looks.begun[2][0] - began > 0.49, "a token each quarter of a second"
 
 
 # --------------------------------------------------------------------------------- leases

@@ -37,13 +37,18 @@ PICKUP = 1.0  # seconds until a job nobody rang for is offered
 class Desk:
     """Stands where the engine stands: takes what is offered, looks at nothing."""
 
-    def __init__(self, room: int = 100, may_start: bool = True) -> None:
-        self.room, self.may_start = room, may_start
+    def __init__(self, room: int = 100, is_seeking: bool = False) -> None:
+        self.room, self.is_seeking = room, is_seeking
         self.offered: list[UUID] = []
+        self.sought: list[int] = []
 
     def offer(self, job_ids: Iterable[UUID]) -> None:
         """Take the ids."""
         self.offered += job_ids
+
+    def seek(self, count: int) -> None:
+        """Note how many wait to be started."""
+        self.sought.append(count)
 
 
 class RecordingBell:
@@ -154,7 +159,7 @@ async def test_only_one_of_two_watches(man: Manned, jobs: JobTable) -> None:
     leader = await _leading(*posts)
     (other,) = set(posts) - {leader}
 
-    (job_id,) = await jobs.submit()
+    (job_id,) = await _due_looks(jobs, 1)
     await _rounds(other, 3)
 
     assert not other.watcher.is_leading
@@ -184,7 +189,7 @@ async def test_another_one_takes_over_when_the_leaders_session_ends(
         )
 
     assert await _leading(posts[1]) is posts[1]
-    (job_id,) = await jobs.submit()
+    (job_id,) = await _due_looks(jobs, 1)
 
     async def is_offered() -> bool:
         return job_id in posts[1].desk.offered
@@ -205,8 +210,7 @@ async def test_whoever_stops_hands_over(man: Manned) -> None:
 
 
 async def test_nothing_is_swept_without_leadership(man: Manned, jobs: JobTable) -> None:
-    await _due_looks(jobs, 1)
-    await jobs.submit()
+    (job_id,) = await _due_looks(jobs, 1)
     post = man()
     async with Leadership(jobs.engine, LEADERSHIP_KEY) as rival:
         assert await rival.confirm()
@@ -216,10 +220,28 @@ async def test_nothing_is_swept_without_leadership(man: Manned, jobs: JobTable) 
         assert (post.desk.offered, post.bell.rung) == ([], [])
     await _leading(post)
 
-    async def are_offered() -> bool:
-        return len(set(post.desk.offered)) == 2
+    async def is_offered() -> bool:
+        return post.desk.offered == [job_id]
 
-    await wait_for_async(are_offered, within=PICKUP, what="what is due")
+    await wait_for_async(is_offered, within=PICKUP, what="what is due")
+
+
+async def test_every_worker_seeks_pending_jobs_leading_or_not(
+    man: Manned, jobs: JobTable
+) -> None:
+    """Each has looks to give, and no other way to know of jobs nobody rang for."""
+    posts = [man(), man()]
+    for post in posts:
+        post.watcher.start()
+    await _leading(*posts)
+
+    await jobs.submit(new_job(), new_job())
+
+    async def are_sought() -> bool:
+        return all(2 in post.desk.sought for post in posts)
+
+    await wait_for_async(are_sought, within=PICKUP, what="the jobs")
+    assert [post.desk.offered + post.bell.rung for post in posts] == [[], []]
 
 
 # ---------------------------------------------------------------------------------- rounds
@@ -232,13 +254,13 @@ async def test_a_job_nobody_rang_for_is_picked_up_within_a_second(
     post.watcher.start()
     await _leading(post)
 
-    (job_id,) = await jobs.submit()
+    await jobs.submit()
 
-    async def is_offered() -> bool:
-        return job_id in post.desk.offered
+    async def is_sought() -> bool:
+        return 1 in post.desk.sought
 
-    await wait_for_async(is_offered, within=PICKUP, what="the job")
-    assert post.bell.rung == []
+    await wait_for_async(is_sought, within=PICKUP, what="the job")
+    assert (post.desk.offered, post.bell.rung) == ([], [])
 
 
 async def test_a_lapsed_lease_is_picked_up(man: Manned, jobs: JobTable) -> None:
@@ -252,57 +274,31 @@ async def test_a_lapsed_lease_is_picked_up(man: Manned, jobs: JobTable) -> None:
     assert post.desk.offered == [job_id]
 
 
-async def test_looks_come_before_starts(man: Manned, jobs: JobTable) -> None:
-    starts = await jobs.submit(new_job(priority=1), new_job())
-    await jobs.age(timedelta(minutes=1), *starts)
-    looks = await _due_looks(jobs, 2)
-    post = man(room=3)
-
-    is_full = await post.watcher.sweep()
-
-    assert post.desk.offered == [*looks, starts[0]]
-    assert post.bell.rung == [starts[1]]
-    assert is_full
-
-
-async def test_more_looks_than_there_is_room_for_leave_no_place_for_starts(
+async def test_looks_beyond_one_worker_are_rung_to_the_others(
     man: Manned, jobs: JobTable
 ) -> None:
     await jobs.submit()
-    looks = await _due_looks(jobs, 3)
-    post = man(room=2)
-
-    await post.watcher.sweep()
-
-    assert (post.desk.offered, post.bell.rung) == (looks[:2], looks[2:])
-
-
-async def test_what_is_beyond_one_worker_is_rung_to_the_others(
-    man: Manned, jobs: JobTable
-) -> None:
-    ids = await jobs.submit(*(new_job() for _ in range(RINGS_A_ROUND + 10)))
+    looks = await _due_looks(jobs, RINGS_A_ROUND + 10)
     post = man(room=2)
 
     is_full = await post.watcher.sweep()
 
-    assert len(post.desk.offered) == 2
-    assert len(post.bell.rung) == RINGS_A_ROUND
-    assert len({*post.desk.offered, *post.bell.rung}) == RINGS_A_ROUND + 2
-    assert {*post.desk.offered, *post.bell.rung} <= set(ids)
+    assert post.desk.offered == looks[:2]
+    assert post.bell.rung == looks[2 : 2 + RINGS_A_ROUND]
     assert is_full
 
 
 async def test_what_fits_is_not_rung(man: Manned, jobs: JobTable) -> None:
-    ids = await jobs.submit(*(new_job() for _ in range(5)))
+    looks = await _due_looks(jobs, 5)
     post = man(room=6)
 
     assert not await post.watcher.sweep()
 
-    assert (sorted(post.desk.offered), post.bell.rung) == (sorted(ids), [])
+    assert (post.desk.offered, post.bell.rung) == (looks, [])
 
 
 async def test_without_room_nothing_is_offered(man: Manned, jobs: JobTable) -> None:
-    await jobs.submit()
+    await _due_looks(jobs, 1)
     post = man(room=0)
 
     assert await post.watcher.sweep()
@@ -310,16 +306,16 @@ async def test_without_room_nothing_is_offered(man: Manned, jobs: JobTable) -> N
     assert (post.desk.offered, post.bell.rung) == ([], [])
 
 
-async def test_without_budget_only_looks_are_offered(
+async def test_an_engine_that_seeks_starts_is_not_told_of_them(
     man: Manned, jobs: JobTable
 ) -> None:
     await jobs.submit()
-    (look,) = await _due_looks(jobs, 1)
-    post = man(may_start=False)
+    busy, idle = man(is_seeking=True), man()
 
-    await post.watcher.sweep()
+    for post in (busy, idle):
+        await post.watcher.seek_starts()
 
-    assert (post.desk.offered, post.bell.rung) == ([look], [])
+    assert (busy.desk.sought, idle.desk.sought) == ([], [1])
 
 
 async def test_a_look_due_this_moment_is_left_to_its_workers_timer(
@@ -347,15 +343,16 @@ async def test_finished_and_waiting_jobs_are_left_alone(
     post = man()
 
     await post.watcher.sweep()
+    await post.watcher.seek_starts()
 
-    assert post.desk.offered == []
+    assert (post.desk.offered, post.desk.sought) == ([], [])
 
 
 async def test_the_rounds_go_on_after_a_round_that_failed(
     man: Manned, jobs: JobTable
 ) -> None:
     """A worker may be up before the tables are."""
-    (job_id,) = await jobs.submit()
+    (job_id,) = await _due_looks(jobs, 1)
     async with jobs.engine.begin() as conn:
         await conn.execute(text("ALTER TABLE jobs RENAME TO elsewhere"))
     post = man()
@@ -397,7 +394,7 @@ async def test_the_rounds_go_on_when_the_leader_loses_its_connections(
                 " WHERE application_name = 'post' AND datname = current_database()"
             )
         )
-    (job_id,) = await jobs.submit()
+    (job_id,) = await _due_looks(jobs, 1)
 
     async def is_offered() -> bool:
         return job_id in post.desk.offered
@@ -414,7 +411,7 @@ async def test_pending_jobs_out_of_time_are_offered_also_while_nothing_may_start
 ) -> None:
     late, _ = await jobs.submit(new_job(), new_job())
     await jobs.expire(late)
-    desk = Desk(may_start=False)
+    desk = Desk(is_seeking=True)
 
     await EndOutOfTime(Ledger(jobs.engine, Policy()), desk).perform()  # type: ignore[arg-type]
 

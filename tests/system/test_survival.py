@@ -261,6 +261,7 @@ def _environment(folder: Path, database_url: str, redis_url: str) -> dict[str, s
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "REPLICATE_API_TOKEN": "r8_for_tests_only",
+        "AUTH_REQUIRED": "false",
         "LOG_DIR": str(folder / "logs"),
         "LOG_FORMAT": "json",
     }
