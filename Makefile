@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 # Installed once for each state of these files, however their times change.
 INSTALL_FILES := requirements.txt $(wildcard requirements/*.txt) pyproject.toml
@@ -14,12 +14,13 @@ TREE = $(shell git ls-files -coz --exclude-standard 2>/dev/null | sort -z \
 	| xargs -0 cksum 2>/dev/null | cksum | tr ' ' '-')
 TESTED = $(VENV)/.tested-$(TREE)
 
-.PHONY: help run test lint check prove npm clean
+.PHONY: help run test lint check audit prove npm clean
 
 help:
 	@echo "make run    start everything on this machine: databases, provider sandbox, API, worker"
 	@echo "make test   the whole test suite"
-	@echo "make check  black, flake8, mypy, import-linter, pytest"
+	@echo "make check  black, flake8, mypy, import-linter, bandit, pip check, pytest"
+	@echo "make audit  asks a public database for known vulnerabilities of the pins; needs the internet"
 	@echo "make prove  break everything at random for MINUTES=5, and write docs/proof.md"
 	@echo "make npm    what the tests with the provider's JavaScript client need (asks for Node)"
 	@echo "make clean  remove the environment and caches; your data in .data stay"
@@ -38,7 +39,9 @@ lint: $(INSTALLED)
 	@$(BIN)/flake8
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
-	@echo "black, flake8, mypy and import-linter have nothing to say."
+	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml app worker sandbox
+	@$(PIP) check >$(VENV)/pip-check.log || { cat $(VENV)/pip-check.log; exit 1; }
+	@echo "black, flake8, mypy, import-linter, bandit and pip have nothing to say."
 
 check: lint
 	@if [ -e "$(TESTED)" ]; then \
@@ -46,6 +49,12 @@ check: lint
 	else \
 		$(MAKE) --no-print-directory test; \
 	fi
+
+# In an environment of its own, for its many requirements are none of ours.
+audit: $(INSTALLED)
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	@$(VENV)/audit/bin/pip-audit --requirement requirements/constraints.txt --no-deps --disable-pip
 
 # MINUTES=30 SEED=1 RUNS=3: the faults of a seed are always the same.
 prove: $(INSTALLED)
@@ -73,6 +82,6 @@ $(INSTALLED):
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "Python's venv module does not work: install it (Debian: apt install python3-venv)"; exit 2; }
 	@echo "Installing the pinned requirements into $(VENV): once, about a minute"
-	@{ $(PIP) -r requirements.txt && $(PIP) --no-deps --no-build-isolation -e . ; } \
+	@{ $(PIP) install -r requirements.txt && $(PIP) install --no-deps --no-build-isolation -e . ; } \
 		> $(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; exit 1; }
 	@rm -f $(VENV)/.installed-* && touch $@
