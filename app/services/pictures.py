@@ -7,10 +7,14 @@ format, the header gives the size before anything is decoded, and all data are d
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import IO, Final
+from datetime import timedelta
+from threading import Lock
+from typing import IO, Final, cast
 
 from PIL import Image, features
 
@@ -21,6 +25,13 @@ MAX_PIXELS: Final = 8192 * 8192
 
 Four times the largest output known to us (seedream-4 makes 4096 x 4096: replicate-api.md
 section 13); decoded it takes 256 MiB of memory as RGBA.
+"""
+
+CPU_TIME: Final = timedelta(seconds=10)
+"""The most computing one picture may take; the dearest honest ones take some three seconds.
+
+A file of a million tiny parts keeps the readers busy for minutes.  The clock is the thread's
+own: a machine that is busy with other things does not make a picture worse.
 """
 
 SNIFFED_BYTES: Final = 32
@@ -42,6 +53,9 @@ _BROKEN: Final = (
     struct.error,
     zlib.error,
 )
+_LARGE: Final = 4096 * 4096  # pixels, 64 MiB of memory
+_ONE_LARGE: Final = Lock()  # decoded at a time: kilobytes can demand 256 MiB
+
 _BOMB: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -120,7 +134,8 @@ def inspect(file: IO[bytes]) -> PictureFacts:
     file.seek(0)
     try:
         # Only the one reader is tried: the others are not exposed to foreign bytes.
-        with Image.open(file, formats=[found.pillow_name]) as picture:
+        watched = cast(IO[bytes], _Watched(file))
+        with Image.open(watched, formats=[found.pillow_name]) as picture:
             width, height = picture.size
             _decode(picture)
     except _BOMB as exc:
@@ -147,7 +162,31 @@ def _decode(picture: Image.Image) -> None:
             # into pixels, which cannot fail and takes more than half of the time
             # (libjpeg-turbo 3.2, src/jdhuff.c and src/jdphuff.c).
             picture.draft(None, (max(1, width // 8), max(1, height // 8)))
-        picture.load()
+        with _room_for(*picture.size):
+            picture.load()
+
+
+def _room_for(width: int, height: int) -> AbstractContextManager[object]:
+    """Wait until the memory for so many pixels may be taken."""
+    return _ONE_LARGE if width * height > _LARGE else nullcontext()
+
+
+class _Watched:
+    """A file that stops to be read when its picture has taken too much computing.
+
+    Pillow's readers ask for every part of a file by itself, so they always come by here.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._end = time.thread_time() + CPU_TIME.total_seconds()
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on; raise `OutputInvalid` when the time is up."""
+        if time.thread_time() > self._end:
+            raise OutputInvalid("The picture takes too long to decode.")
+        return self._file.read(size)
 
 
 def _frame_sizes(picture: Image.Image) -> Iterator[tuple[int, int]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from datetime import timedelta
 from random import Random
 
 import pytest
@@ -140,6 +143,56 @@ def test_bytes_behind_the_picture_do_no_harm(extension: str) -> None:
     facts = inspect(io.BytesIO(draw(extension) + make_zip()))
 
     assert facts.extension == extension
+
+
+def tiny_frames(count: int) -> bytes:
+    """Write a GIF of a single pixel that is drawn again and again."""
+    screen = b"GIF89a" + struct.pack("<HH", 1, 1) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    frame = b"\x2c\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0"
+    return screen + frame * count + b";"
+
+
+def tiny_segments(count: int) -> bytes:
+    """Write a JPEG whose camera data come in pieces, which Pillow joins one by one."""
+    picture = draw("jpg")
+    segment = b"\xff\xe1\x00\x16Exif\0\0" + bytes(14)
+    return picture[:2] + segment * count + picture[2:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [tiny_frames(60_000), tiny_segments(60_000)],
+    ids=["frames", "segments"],
+)
+def test_a_picture_of_tiny_parts_is_given_up_in_time(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "CPU_TIME", timedelta(milliseconds=100))
+    began = time.thread_time()
+
+    with pytest.raises(OutputInvalid, match="too long"):
+        inspect(io.BytesIO(content))
+
+    assert time.thread_time() - began < 0.4
+
+
+def test_large_pictures_are_decoded_one_at_a_time() -> None:
+    """Each takes up to 256 MiB, and a few kilobytes can demand it."""
+    content = io.BytesIO()
+    Image.new("L", (4096, 4097)).save(content, "PNG")
+    done = threading.Event()
+
+    def check() -> None:
+        inspect(content)
+        done.set()
+
+    with pictures._ONE_LARGE:
+        thread = threading.Thread(target=check)
+        thread.start()
+        inspect(io.BytesIO(draw("png")))  # small ones go on
+        assert not done.wait(0.5)
+    assert done.wait(20)
+    thread.join()
 
 
 def test_trouble_with_the_disk_is_not_blamed_on_the_picture() -> None:
