@@ -243,8 +243,9 @@ async def test_a_form_that_is_not_one_file_is_refused(
         {"Content-Type": "nonsense"},
         {"Content-Type": "multipart/mixed; boundary=x"},
         {"Content-Type": "image/png", "Content-Encoding": "gzip"},
+        {"Content-Type": 'multipart/form-data; boundary="' + ";" * 600},
     ],
-    ids=str,
+    ids=lambda headers: str(headers)[:60],
 )
 async def test_other_media_types_are_not_taken(
     api: Api, headers: dict[str, str]
@@ -257,7 +258,15 @@ async def test_other_media_types_are_not_taken(
     )
 
 
-@pytest.mark.parametrize("boundary", ["", "; boundary=", f"; boundary={'x' * 300}"])
+@pytest.mark.parametrize(
+    "boundary",
+    [
+        *("", "; boundary=", f"; boundary={'x' * 300}"),
+        # Pieces that the library cannot put in order.
+        "; boundary*=a; boundary*0=b",
+    ],
+    ids=lambda boundary: boundary[:30],
+)
 async def test_a_form_needs_a_boundary(api: Api, boundary: str) -> None:
     headers = {"Content-Type": f"multipart/form-data{boundary}"}
 
@@ -288,6 +297,15 @@ async def test_more_than_the_limit_is_too_large(
 
     assert (answer.status_code, check_problem(answer).code) == (413, "body_too_large")
     assert files_of(api) == await rows_of(api) == []
+
+
+async def test_a_part_with_an_odd_name_is_refused(api: Api) -> None:
+    odd = b'Content-Disposition: form-data; name*=a; name*0="b"\r\n\r\n'
+    body = f"--{BOUNDARY}\r\n".encode() + odd + PICTURE + b"\r\n" + END
+
+    answer = await api.client.post(UPLOADS, content=body, headers=FORM)
+
+    assert (answer.status_code, check_problem(answer).code) == (422, "invalid_request")
 
 
 async def test_a_picture_of_just_the_limit_is_taken(serve: Serve) -> None:
