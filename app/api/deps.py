@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.api.bodies import read_body
+from app.api.guard import admit_again
 from app.api.problems import BadParameter, InvalidBody
 from app.core.patience import within
 from app.domain.errors import Unavailable
@@ -65,8 +66,12 @@ async def promptly(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def parse_body(request: Request, kind: type[B]) -> B:
-    """Read and validate the JSON body in one pass; raise `InvalidBody` naming the fields."""
+    """Read and validate the JSON body in one pass; raise `InvalidBody` naming the fields.
+
+    For guarded routes: whoever sends slowly must still have a valid key at the end.
+    """
     body = await read_body(request)
+    await admit_again(request)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

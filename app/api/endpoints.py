@@ -26,7 +26,7 @@ from app.api.deps import (
     runtime_of,
     write_cursor,
 )
-from app.api.guard import GuardedRoute, caller_of, needs
+from app.api.guard import GuardedRoute, admit_again, caller_of, needs
 from app.api.intake import (
     ONCE_PATTERN,
     accept,
@@ -159,6 +159,7 @@ async def generate(
     if not dry_run:
         resolved = await runtime.inputs.resolve(caller.owner, prepared)
         prepared, uploads = resolved.prepared, resolved.uploads
+        await admit_again(request)  # fetching may have taken its time
     job = new_job(
         request,
         GenerationRequest(prepared.model, prepared.input),
@@ -235,6 +236,8 @@ async def status(
     known = request.headers.get("if-none-match")
     realm = caller_of(request).realm
     record = await _wait_for(runtime, key, realm, known, wait)
+    if wait:
+        await admit_again(request)
     addresses = runtime.links.now()
     etag = etag_with_links(record, addresses)
     if known is not None and _mentions(known, etag):
@@ -403,6 +406,7 @@ async def retry(request: Request, job_id: Id) -> Response:
     if not Status(old.status).is_terminal:
         raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
     sent = await runtime.inputs.refresh(old.owner, old.input, old.uploads)
+    await admit_again(request)
     job = new_job(
         request,
         GenerationRequest(old.model, sent),

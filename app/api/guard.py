@@ -81,6 +81,7 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             runtime: Runtime = request.app.state.runtime
             request.scope["caller"] = await admit(request, runtime, scope)
+            request.scope["needed_scope"] = scope
             return await handle(request)
 
         return guarded
@@ -88,13 +89,32 @@ class GuardedRoute(APIRoute):
 
 async def admit(request: Request, runtime: Runtime, scope: Scope) -> Caller:
     """Find out who calls, and let them in; raise `Unauthorized`, `Forbidden`, `OverLimit`."""
+    caller = await _identify(request, runtime)
+    await charge(request, runtime, caller)
+    _demand(caller, scope)
+    return caller
+
+
+async def admit_again(request: Request) -> None:
+    """Find out whether a guarded request that took its time may still go on.
+
+    To be called after every wait a caller can make long, before anything is done or told: a
+    key that was revoked meanwhile must open nothing.  Counts as no other request.
+    """
+    caller = await _identify(request, request.app.state.runtime)
+    _demand(caller, request.scope["needed_scope"])
+    request.scope["caller"] = caller
+
+
+async def _identify(request: Request, runtime: Runtime) -> Caller:
     gatekeeper = runtime.gatekeeper
     secret = read_secret(request.headers) if gatekeeper.demands_keys else None
-    caller = await gatekeeper.identify(secret, address_of(request))
-    await charge(request, runtime, caller)
+    return await gatekeeper.identify(secret, address_of(request))
+
+
+def _demand(caller: Caller, scope: Scope) -> None:
     if not caller.may(scope):
         raise _too_little(scope)
-    return caller
 
 
 async def admit_or_nobody(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api.deps import Id, runtime_of
-from app.api.guard import GuardedRoute, caller_of, needs
+from app.api.guard import GuardedRoute, admit_again, caller_of, needs
 from app.api.multipart import FIELD, file_of
 from app.api.problems import BadParameter
 from app.api.views import respond
@@ -72,10 +74,21 @@ async def upload(request: Request) -> Response:
     """
     runtime = runtime_of(request)
     uploads = runtime.uploads
-    stream = file_of(request, max_bytes=uploads.max_bytes)
+    file = file_of(request, max_bytes=uploads.max_bytes)
+    stream = _while_admitted(request, file)
     kept = await uploads.take_in(caller_of(request).owner, stream, field=FIELD)
     location = f"{runtime.settings.api_v1_prefix}/uploads/{kept.id}"
     return respond(_body(kept, uploads), 201, {"Location": location})
+
+
+async def _while_admitted(
+    request: Request, file: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """Give the file; its end only to a key that is still valid."""
+    async with aclosing(file):
+        async for chunk in file:
+            yield chunk
+    await admit_again(request)
 
 
 @router.get(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
 from tests.api.keyed import KEYS_ON, People, client_of, keyed
 from tests.api.served import Api, check_problem
+from tests.support.drawings import draw
 from tests.support.waiting import wait_for_async
 
 EFFECTIVE = 1.0  # seconds until everybody knows
@@ -343,6 +345,68 @@ async def test_revoking_again_changes_nothing(people: People) -> None:
     assert once["revoked_at"] is not None
     assert (await people.admin.get(path)).json() == once
     assert [act[1] for act in await acts(people)].count("key.revoked") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("keys", "application/json", b'{"owner": "mallory", "scopes": ["admin"]}'),
+        ("generate", "application/json", b'{"prompt": "after the key was revoked"}'),
+        ("uploads", "image/png", draw(1)),
+    ],
+    ids=["keys", "generate", "uploads"],
+)
+async def test_a_slow_body_does_not_outlive_its_key(
+    people: People, path: str, kind: str, body: bytes
+) -> None:
+    made = await people.key("mallory", scopes=["generate", "read", "admin"])
+    revoked = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:10]
+        await revoked.wait()
+        yield body[10:]
+
+    async with client_of(people.api, made.key) as client:
+        headers = {"Content-Type": kind}
+        sending = asyncio.create_task(
+            client.post(f"/api/v1/{path}", content=slowly(), headers=headers)
+        )
+        await asyncio.sleep(0.1)  # let in
+        assert (await client.get("/api/v1/jobs")).status_code == 200
+        await revoke(people, client, made.key_id)
+        revoked.set()
+        answer = await sending
+
+    assert (answer.status_code, check_problem(answer).code) == (401, "invalid_api_key")
+    assert (await people.admin.get("/api/v1/jobs")).json()["items"] == []
+    assert len((await listed(people.admin, owner="mallory")).items) == 1
+
+
+async def test_a_wait_does_not_outlive_its_key(people: People) -> None:
+    made = await people.key("alice")
+    job = (await people.alice.post("/api/v1/generate", json={"prompt": "a"})).json()
+
+    async with client_of(people.api, made.key) as client:
+        path = f"/api/v1/status/{job['job_id']}"
+        waiting = asyncio.create_task(client.get(path, params={"wait": 30}))
+        await asyncio.sleep(0.1)  # let in
+        await revoke(people, client, made.key_id)
+        await people.alice.post(f"/api/v1/jobs/{job['job_id']}/cancel")
+        answer = await waiting
+
+    assert answer.status_code == 401
+
+
+async def revoke(people: People, client: httpx.AsyncClient, key_id: UUID) -> None:
+    """Revoke a key, and wait until it is refused."""
+    answer = await people.admin.delete(f"/api/v1/keys/{key_id}")
+    assert answer.status_code == 204
+
+    async def is_refused() -> bool:
+        return (await client.get("/api/v1/jobs")).status_code == 401
+
+    await wait_for_async(is_refused, within=3, what="the key to be dead")
 
 
 async def test_a_key_ends_when_it_expires(people: People) -> None:
