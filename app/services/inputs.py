@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from app.domain.errors import Conflict, InvalidRequest, NotFound, OutputError
 from app.domain.generation import JSON, InputFile, MediaClient, ProvidedFile
@@ -39,6 +40,7 @@ _TEXTS: Final = ("prompt", "negative_prompt")  # may be anything
 _MISPLACED: Final = re.compile(rf"{UPLOAD}[0-9a-fA-F-]{{36}}")
 FETCH_PATIENCE: Final = timedelta(seconds=15)
 _FETCHES: Final = 16  # at once, a process
+_OWN_FETCHES: Final = 8  # of them, one owner's: slow servers hold up whoever named them
 _MOST_FILES: Final = 20  # of one job; models take up to 14
 _KEPT_ADDRESSES: Final = 256
 
@@ -92,6 +94,10 @@ class Inputs:
         self._lifetime = lifetime
         self._patience = patience
         self._fetching = asyncio.Semaphore(_FETCHES)
+        # Of owners who fetch at the moment: whoever uses one keeps it alive.
+        self._own_fetching: WeakValueDictionary[str, asyncio.Semaphore] = (
+            WeakValueDictionary()
+        )
         limits = DownloadLimits(uploads.max_bytes, total=patience)
         self._downloader = Downloader(
             outbound, limits, max_redirects=0, sessions=outbound.sessions
@@ -198,8 +204,13 @@ class Inputs:
         }
 
     async def _fetch(self, owner: str, text: str, field: str) -> Upload:
+        own = self._own_fetching.setdefault(owner, asyncio.Semaphore(_OWN_FETCHES))
         try:
-            async with asyncio.timeout(self._patience.total_seconds()), self._fetching:
+            async with (
+                asyncio.timeout(self._patience.total_seconds()),
+                own,
+                self._fetching,
+            ):
                 stream = self._downloader.download(text)
                 return await self._uploads.take_in(owner, stream, field=field)
         except OutputError as error:

@@ -6,6 +6,7 @@ its file, and goes before the file does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -26,7 +27,7 @@ T = TypeVar("T")
 log = structlog.get_logger("app.uploads")
 
 LIFETIME: Final = timedelta(days=7)
-AT_ONCE: Final = 64  # pictures on their way in, a process
+AT_ONCE: Final = 64  # pictures on their way in, a process; half of them one owner's
 _REMOVED_AT_ONCE: Final = 50
 
 
@@ -47,6 +48,8 @@ class Uploads:
         self._store = store
         self._lifetime = lifetime
         self._room = at_once
+        self._share = max(1, at_once // 2)
+        self._incoming: Counter[str] = Counter()  # by owner
 
     def expiry_of(self, upload: Upload) -> datetime:
         """Say when it may be removed, unless it is used before."""
@@ -60,12 +63,13 @@ class Uploads:
         Whatever the stream raises passes through.  Raise `InvalidRequest` naming the field for
         bytes that are no picture we accept, `Unavailable` when there is no room for another.
         """
-        if self._room <= 0:
+        if self._room <= 0 or self._incoming[owner] >= self._share:
             raise Unavailable(
                 "Too many pictures are on their way in at the moment.",
                 retry_after=timedelta(seconds=2),
             )
         self._room -= 1
+        self._incoming[owner] += 1
         try:
             stored = await self._store.put(stream, max_bytes=self.max_bytes)
         except OutputInvalid as error:
@@ -74,6 +78,9 @@ class Uploads:
             ) from error
         finally:
             self._room += 1
+            self._incoming[owner] -= 1
+            if not self._incoming[owner]:
+                del self._incoming[owner]
         return await self._record(owner, stored)
 
     async def _record(self, owner: str, stored: StoredFile) -> Upload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
@@ -14,16 +15,19 @@ import pytest
 from app.domain.errors import InvalidRequest
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
+from tests.api.keyed import KEYS_ON, keyed
 from tests.api.served import TOKEN, Api, check_problem, provided, working
 from tests.api.test_uploads import age, files_of, let_in_by_name, rows_of, uploaded
-from tests.contracts.scripted_server import ScriptedServer, answer, drip, hang
+from tests.contracts.scripted_server import Request, ScriptedServer, answer, drip, hang
 from tests.support.drawings import draw, pixel_bomb
 from tests.support.jobs import JobTable
+from tests.support.waiting import wait_for_async
 
 ONE = "black-forest-labs/flux-dev"  # takes `image`
 MANY = "black-forest-labs/flux-2-pro"  # takes a list, `input_images`
 TWO = "stability-ai/sdxl"  # takes `image` and `mask`
 PICTURE = draw(1)
+PATH = "/api/v1/generate"
 
 
 @pytest.fixture
@@ -325,6 +329,35 @@ async def test_what_cannot_be_fetched_is_said(
     assert problem.error.param == "parameters.image"
     assert says in problem.detail
     assert await rows_of(api) == files_of(api) == []
+
+
+async def test_the_slow_servers_of_one_owner_do_not_stop_others(
+    serve: Serve, sandbox: Sandbox, web: ScriptedServer
+) -> None:
+    async def some_hang(request: Request, writer: asyncio.StreamWriter) -> None:
+        reaction = hang() if "slow" in request.target else answer(200, PICTURE)
+        await reaction(request, writer)
+
+    hosts = (f"127.0.0.1:{web.port}",)
+    api: Api = await serve(sandbox, outbound_hosts=hosts, **KEYS_ON)
+    web.will(some_hang)
+    slow = [f"{web.url}/slow-{number}.png" for number in range(20)]
+    asked = {"prompt": "a", "model": MANY, "parameters": {"input_images": slow}}
+    quick = {"prompt": "a", "model": ONE, "parameters": {"image": f"{web.url}/a.png"}}
+
+    async with keyed(api) as people:
+        hanging = asyncio.create_task(people.alice.post(PATH, json=asked))
+
+        async def are_under_way() -> bool:
+            return len(web.requests) >= 8
+
+        await wait_for_async(are_under_way, within=5, what="the fetches")
+        accepted = await people.bob.post(PATH, json=quick)
+        fetched = [one.target for one in web.requests]
+        hanging.cancel()
+
+    assert accepted.status_code == 202, accepted.text
+    assert len([one for one in fetched if "slow" in one]) == 8
 
 
 async def test_an_upload_of_somebody_else_is_not_there(api: Api) -> None:

@@ -417,6 +417,29 @@ async def test_too_many_pictures_at_once_are_asked_to_come_again(api: Api) -> No
     assert answer.headers["retry-after"]
 
 
+async def test_one_owner_does_not_take_all_the_room(people: People) -> None:
+    api, (alice, bob) = people.api, keys_of(people)
+    uploads = api.app.state.runtime.uploads
+    enough = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield PICTURE[:20]
+        await enough.wait()
+
+    sending = [
+        asyncio.create_task(uploads.take_in("alice", endless(), field="file"))
+        for _ in range(40)
+    ]
+    await asyncio.sleep(0)
+    refused = await send(api, PICTURE, **alice)
+    taken = await send(api, PICTURE, **bob)
+    enough.set()
+    await asyncio.gather(*sending, return_exceptions=True)
+
+    assert (refused.status_code, taken.status_code) == (503, 201)
+    assert (await send(api, PICTURE, **alice)).status_code == 201
+
+
 # -------------------------------------------------------------------- whose, and how long
 
 
