@@ -17,7 +17,7 @@ from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
 from tests.api.keyed import KEYS_ON, keyed
 from tests.api.served import TOKEN, Api, check_problem, provided, working
-from tests.api.test_uploads import age, files_of, let_in_by_name, rows_of, uploaded
+from tests.api.test_uploads import age, files_of, keys_of, rows_of, uploaded
 from tests.contracts.scripted_server import Request, ScriptedServer, answer, drip, hang
 from tests.support.drawings import draw, pixel_bomb
 from tests.support.jobs import JobTable
@@ -360,18 +360,19 @@ async def test_the_slow_servers_of_one_owner_do_not_stop_others(
     assert len([one for one in fetched if "slow" in one]) == 8
 
 
-async def test_an_upload_of_somebody_else_is_not_there(api: Api) -> None:
-    let_in_by_name(api)
-    kept = await uploaded(api, PICTURE, **{"X-API-Key": "ann"})
-    body = {
-        "prompt": "the same at night",
-        "model": ONE,
-        "parameters": {"image": kept["uri"]},
-    }
+async def test_an_upload_of_somebody_else_is_not_there(
+    serve: Serve, sandbox: Sandbox
+) -> None:
+    async with keyed(await serve(sandbox, **KEYS_ON)) as people:
+        alice, _ = keys_of(people)
+        kept = await uploaded(people.api, PICTURE, **alice)
+        body = {
+            "prompt": "the same at night",
+            "model": ONE,
+            "parameters": {"image": kept["uri"]},
+        }
 
-    answered = await api.client.post(
-        "/api/v1/generate", json=body, headers={"X-API-Key": "bob"}
-    )
+        answered = await people.bob.post("/api/v1/generate", json=body)
 
     assert answered.status_code == 422
     assert "not there" in check_problem(answered).detail
