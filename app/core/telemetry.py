@@ -25,8 +25,9 @@ DATABASE_LOGGER = "app.database"
 _SECRET_KEYS = frozenset(
     ("prompt", "token", "authorization", "password", "secret", "input", "headers")
 )
-# What follows the path: signatures of files, and what callers searched for.
-_QUERY = re.compile(r"((?:https?:/)?/[^\s?'\"]*)\?[^\s'\"]+")
+# What follows the path: signatures of files, and what callers searched for.  Quotes do not end
+# it: not every client escapes them.
+_QUERY = re.compile(r"((?:https?:/)?/[^\s?]*)\?\S+")
 # SQLAlchemy and PostgreSQL repeat the row they complain about; a row holds a prompt.
 _ROW = re.compile(
     r"(?m)(^\[parameters: |invalid input for query argument \$\d+: ).*$"

@@ -179,14 +179,17 @@ def test_what_is_private_is_not_logged(
     assert "redacted" in text
 
 
+@pytest.mark.parametrize(
+    "query", ["q=a+secret", "q=the+queen's+secret", 'q="a+secret"']
+)
 def test_what_callers_searched_for_is_not_logged(
-    configure: Configure, tmp_path: Path
+    configure: Configure, tmp_path: Path, query: str
 ) -> None:
     configure()
 
     logging.getLogger("uvicorn.access").info(
         '%s - "%s %s HTTP/%s" %d',
-        *("127.0.0.1:1", "GET", "/api/v1/jobs?q=a+secret+garden", "1.1", 200),
+        *("127.0.0.1:1", "GET", f"/api/v1/jobs?{query}", "1.1", 200),
     )
 
     (line,) = lines(tmp_path / "api.log")
