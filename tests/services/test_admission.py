@@ -18,12 +18,14 @@ from app.domain.access import Budget, Limits
 from app.domain.errors import BudgetExceeded, OverLimit
 from app.domain.events import GenerationFailed, Generated, Started, Stored
 from app.domain.policy import Policy
-from app.services import job_service, submission
+from app.domain.admission import SERVICE, Account
+from app.services import accounts, job_service, submission
 from app.services.accounts import account_of
 from app.services.ledger import Ledger
 from app.services.submission import Birth, NewJob
 from tests.support.jobs import FAILURE, JobTable, new_job, stored_output
 from tests.support.money import account, check_books, total
+from tests.support.waiting import wait_for_async
 
 CENT = Decimal("0.01")
 
@@ -118,6 +120,37 @@ async def test_concurrent_jobs_are_counted_across_processes(
 
     assert sum(isinstance(one, Birth) for one in await submit_many()) == 2
     await check_books(engines[0])
+
+
+async def test_whoever_opens_an_account_holds_no_later_one_meanwhile(
+    engines: list[AsyncEngine],
+) -> None:
+    name = account_of(uuid4())
+    first = text("INSERT INTO accounts (name, day, month) VALUES (:name, now(), now())")
+    async with engines[0].begin() as conn, asyncio.timeout(10):
+        await conn.execute(first, {"name": name})
+        waiting = asyncio.create_task(_lock(engines[1], {name, SERVICE}))
+        await wait_for_async(
+            lambda: _has_waiter(engines[0]), within=5, what="waits for the account"
+        )
+
+        await accounts.lock(conn, {SERVICE})
+
+    assert set(await waiting) == {name, SERVICE}
+
+
+async def _lock(engine: AsyncEngine, names: set[str]) -> dict[str, Account]:
+    async with engine.begin() as conn:
+        return (await accounts.lock(conn, names))[0]
+
+
+async def _has_waiter(engine: AsyncEngine) -> bool:
+    query = text(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock')"
+    )
+    async with engine.connect() as conn:
+        return bool(await conn.scalar(query))
 
 
 async def test_jobs_of_the_day_stay_counted_when_they_are_over(
