@@ -160,10 +160,10 @@ async def submit(
     known = await _find_born(conn, [job.id for job in jobs]) if is_again else {}
     new = [job for job in jobs if job.id not in known]
     desk = _Desk(service)
-    places = {job.place for job in new if job.place is not None}
-    if places:
-        desk.held = await repeats.hold(conn, places)
-        desk.earlier = await repeats.find(conn, places)
+    once = {(job.place, job.once.kind) for job in new if job.place and job.once}
+    if once:
+        desk.held = await repeats.hold(conn, once)
+        desk.earlier = await repeats.find(conn, {place for place, _ in once})
     if names := desk.accounts_to_lock(new):
         desk.accounts, desk.now = await accounts.lock(conn, names)
     for job in new:
