@@ -16,11 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.core.database import open_engine
 from app.domain.access import Budget, Limits
 from app.domain.errors import BudgetExceeded, OverLimit
-from app.domain.events import GenerationFailed, Generated, Started, Stored
+from app.domain.events import (
+    Expired,
+    GenerationFailed,
+    Generated,
+    OutputFailed,
+    Started,
+    Stored,
+)
 from app.domain.policy import Policy
 from app.domain.admission import SERVICE, Account
 from app.services import accounts, job_service, submission
 from app.services.accounts import account_of
+from app.services.job_service import Change, Hold, Outcome
 from app.services.ledger import Ledger
 from app.services.submission import Birth, NewJob
 from tests.support.jobs import FAILURE, JobTable, new_job, stored_output
@@ -28,6 +36,7 @@ from tests.support.money import account, check_books, total
 from tests.support.waiting import wait_for_async
 
 CENT = Decimal("0.01")
+FREE = Decimal(0)
 
 
 @pytest.fixture
@@ -52,7 +61,7 @@ async def _complete(jobs: JobTable, job_id: UUID, cost: Decimal | None = CENT) -
     await jobs.settle(claim, Stored(1), outputs=[stored_output()], cost_usd=cost)
 
 
-async def _fail(jobs: JobTable, job_id: UUID, cost: Decimal | None = None) -> None:
+async def _fail(jobs: JobTable, job_id: UUID, cost: Decimal | None = FREE) -> None:
     await jobs.look(job_id, Started(str(job_id)))
     await jobs.make_due(job_id)
     claim = await jobs.claim_one(job_id)
@@ -261,6 +270,57 @@ async def test_failed_attempts_that_cost_something_add_up(
 
     assert (await jobs.row(job_id)).cost_usd == CENT * 3
     assert await total(engine, "charge") == CENT * 3
+    await check_books(engine)
+
+
+async def test_what_was_told_already_is_not_charged_again(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    (job_id,) = await jobs.submit(_priced(worst_usd=CENT * 9))
+    await jobs.look(job_id, Started("h-1"))
+    await jobs.make_due(job_id)
+    claim = await jobs.claim_one(job_id)
+    made = Change(job_id, Generated(), Hold.KEEP, claim.token, cost_usd=CENT)
+    await jobs.transition(made)
+
+    # The answer was lost, so it is told again, together with what comes next.
+    stored = Change(
+        job_id, Stored(1), Hold.RELEASE, claim.token, outputs=(stored_output(),)
+    )
+    *_, outcome = await jobs.transition(made, stored)
+
+    assert isinstance(outcome, Outcome) and outcome.is_end
+    assert (await jobs.row(job_id)).cost_usd == CENT
+    assert await total(engine, "charge") == CENT
+    await check_books(engine)
+
+
+async def test_a_picture_of_unknown_cost_is_not_free_when_its_file_is_lost(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    (job_id,) = await jobs.submit(_priced())
+    await jobs.look(job_id, Started("h-1"))
+    await jobs.make_due(job_id)
+    claim = await jobs.claim_one(job_id)
+    await jobs.record(claim, Generated())
+
+    await jobs.settle(claim, OutputFailed(FAILURE, True))
+
+    assert await total(engine, "charge") == CENT
+    await check_books(engine)
+
+
+async def test_what_was_given_up_while_it_ran_is_not_free(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    (job_id,) = await jobs.submit(_priced())
+    await jobs.look(job_id, Started("h-1"))
+    await jobs.expire(job_id)
+
+    await jobs.tell(job_id, Expired())
+
+    assert (await jobs.row(job_id)).status == "failed"
+    assert await total(engine, "charge") == CENT
     await check_books(engine)
 
 
