@@ -211,6 +211,53 @@ async def test_strangers_learn_nothing_of_the_service_s_money(jobs: JobTable) ->
     assert owner.facts["left_usd"] == "0"
 
 
+@pytest.mark.parametrize("days", [1, 40])
+async def test_a_clock_behind_the_account_s_day_does_not_open_the_budget(
+    jobs: JobTable, engine: AsyncEngine, days: int
+) -> None:
+    """Whoever came before had a later clock, or was faster across midnight."""
+    new = {"key_id": uuid4(), "budget": Budget(day_usd=CENT * 2, month_usd=CENT * 2)}
+    await jobs.submit(_priced(**new))
+    async with engine.begin() as conn:
+        await conn.execute(
+            text("UPDATE jobs SET created_at = created_at + :by"),
+            {"by": timedelta(days)},
+        )
+        await conn.execute(
+            text("UPDATE ledger_entries SET day = day + CAST(:by AS int)"), {"by": days}
+        )
+        await conn.execute(
+            text(
+                "UPDATE accounts SET day = day + CAST(:by AS int),"
+                " month = date_trunc('month', day + CAST(:by AS int))"
+            ),
+            {"by": days},
+        )
+
+    answers = [(await jobs.try_submit(_priced(**new)))[0] for _ in range(3)]
+
+    assert [type(one) for one in answers] == [Birth, BudgetExceeded, BudgetExceeded]
+    await check_books(engine)
+    assert isinstance(answers[0], Birth)
+    await jobs.cancel(answers[0].job_id)
+    await check_books(engine)
+
+
+async def test_a_job_is_of_the_moment_it_was_counted(
+    engines: list[AsyncEngine],
+) -> None:
+    """Not of that at which it began to wait for the account: that may be the day before."""
+    new = _priced(key_id=uuid4(), budget=Budget(day_usd=CENT))
+    async with engines[0].begin() as conn, engines[1].begin() as other:
+        began = await conn.scalar(text("SELECT now()"))
+        later = await other.scalar(text("SELECT now()"))
+        assert began < later
+
+        (birth,) = await submission.submit(conn, [new])
+
+    assert isinstance(birth, Birth) and birth.at > later
+
+
 async def test_a_job_dearer_than_a_job_may_be_is_refused(jobs: JobTable) -> None:
     cheap = Budget(job_usd=CENT / 2)
 
