@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.core.database import open_engine
+from app.core.database import is_disconnect, open_engine
 from app.domain.access import Budget, Limits
-from app.domain.errors import BudgetExceeded, OverLimit
+from app.domain.errors import BudgetExceeded, OverLimit, Unavailable
 from app.domain.events import (
     Expired,
     GenerationFailed,
@@ -162,6 +163,31 @@ async def _has_waiter(engine: AsyncEngine) -> bool:
         return bool(await conn.scalar(query))
 
 
+async def test_a_process_that_freezes_holds_up_nobody_for_long(
+    engines: list[AsyncEngine],
+) -> None:
+    """It holds the service's account, which all jobs with a price go through."""
+    frozen, ledger = engines[0], Ledger(engines[1], Policy())
+    async with frozen.connect() as conn:
+        await accounts.lock(conn, {SERVICE})
+
+        await wait_for_async(
+            lambda: _goes_through(ledger), within=10, what="a submit is let through"
+        )
+
+        with pytest.raises(DBAPIError) as lost:
+            await conn.execute(text("SELECT 1"))
+        assert is_disconnect(lost.value)
+
+
+async def _goes_through(ledger: Ledger) -> bool:
+    try:
+        await ledger.submit(_priced())
+    except Unavailable:
+        return False
+    return True
+
+
 async def test_jobs_of_the_day_stay_counted_when_they_are_over(
     jobs: JobTable, engine: AsyncEngine
 ) -> None:
@@ -211,12 +237,15 @@ async def test_strangers_learn_nothing_of_the_service_s_money(jobs: JobTable) ->
     assert owner.facts["left_usd"] == "0"
 
 
-@pytest.mark.parametrize("days", [1, 40])
+@pytest.mark.parametrize(
+    ("days", "budget"),
+    [(1, Budget(day_usd=CENT * 2)), (40, Budget(month_usd=CENT * 2))],
+)
 async def test_a_clock_behind_the_account_s_day_does_not_open_the_budget(
-    jobs: JobTable, engine: AsyncEngine, days: int
+    jobs: JobTable, engine: AsyncEngine, days: int, budget: Budget
 ) -> None:
     """Whoever came before had a later clock, or was faster across midnight."""
-    new = {"key_id": uuid4(), "budget": Budget(day_usd=CENT * 2, month_usd=CENT * 2)}
+    new = {"key_id": uuid4(), "budget": budget}
     await jobs.submit(_priced(**new))
     async with engine.begin() as conn:
         await conn.execute(
