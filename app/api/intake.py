@@ -21,7 +21,7 @@ from app.api.problems import BadParameter
 from app.api.views import etag_of, newborn_body, respond
 from app.core.crashpoints import Point, reach
 from app.domain.admission import ban, plain
-from app.domain.errors import Conflict, NotFound
+from app.domain.errors import Conflict, NotFound, ServiceError
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.pricing import CostRange
 from app.runtime import Runtime
@@ -177,8 +177,13 @@ def new_job(
 async def accept(runtime: Runtime, job: NewJob) -> Response:
     """Have the job written down and looked after; answer 202, or what forbids it."""
     await runtime.backlog.admit()
-    birth = await runtime.ledger.submit(job)
+    try:
+        birth = await runtime.ledger.submit(job)
+    except ServiceError:
+        runtime.backlog.withdraw()
+        raise
     if birth.is_repeat:
+        runtime.backlog.withdraw()
         assert job.once is not None
         return await _replay(runtime, job.owner, birth.job_id, job.once)
     reach(Point.SUBMIT_COMMITTED)

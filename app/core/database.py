@@ -46,6 +46,9 @@ CONNECT_TIMEOUT = timedelta(seconds=1.5)
 STATEMENT_TIMEOUT = timedelta(seconds=30)
 SLOW_STATEMENT = timedelta(milliseconds=250)
 FAREWELL = timedelta(seconds=1)
+# A process that freezes, or a host that vanishes, in the middle of a transaction must not keep
+# its locks: the server ends the session, and nothing was done.
+LONGEST_SILENCE = timedelta(seconds=3)
 
 # What "the database cannot be had" looks like: refused, reset, timed out, pool empty.
 DISCONNECTED = (OSError, TimeoutError, PoolTimeout)
@@ -106,7 +109,9 @@ def open_engine(
     `name` is shown in `pg_stat_activity`; `settings` are server settings of its sessions.
     """
     dsn = asyncpg_dsn(url)
-    session = {"jit": "off"} | (settings or {})
+    silence = f"{LONGEST_SILENCE // timedelta(milliseconds=1)}ms"
+    session = {"jit": "off", "idle_in_transaction_session_timeout": silence}
+    session |= settings or {}
     if "application_name" not in make_url(dsn).query:
         session["application_name"] = name
 

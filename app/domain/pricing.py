@@ -32,6 +32,10 @@ _NAMED_MARGIN: Final = Decimal(1) / 16
 _OVERRUN: Final = timedelta(seconds=5)
 _LONGEST: Final = 30 * 86_400.0  # seconds; whoever says more has no idea
 
+# More than any job: of such a sum nobody knows whether it is meant, and the ledger, which has
+# room for sums of many, could not hold it.
+_MOST: Final = Decimal(100_000)
+
 _SHAPE_INPUTS: Final = ("size", "resolution", "megapixels", "image_size")
 _EXACT: Final = re.compile(r"(\d{2,5})\s*[x*×]\s*(\d{2,5})", re.ASCII)
 _THOUSANDS: Final = re.compile(r"(\d{1,2})\s*K", re.ASCII | re.IGNORECASE)
@@ -102,30 +106,29 @@ class PriceTable:
     ) -> CostRange | None:
         """Say what a job may cost: `high` is what all its attempts together cost at worst.
 
-        None when nobody knows.  Attempts follow one another, and all of them end with the
-        deadline, so hardware is paid for that long at most.  Of the others one at most makes
-        pictures, and the failed ones are free.
+        None when nobody knows, or when it is absurd.  Attempts follow one another, and all of
+        them end with the deadline, so hardware is paid for that long at most.  Of the others
+        one at most makes pictures, and the failed ones are free.
         """
         price = self.price_of(request.model, day)
         if price is None:
             return None
         match price.basis:
             case Basis.IMAGE:
-                return CostRange(_round(price.usd), _round(price.usd * num_outputs))
+                return _range(price.usd, price.usd * num_outputs)
             case Basis.MEGAPIXEL:
                 size = size_of(request.input, price.max_megapixels)
                 if size is None:
                     return None
                 per_pixel = price.usd / MEGAPIXEL
-                return CostRange(
-                    _round(per_pixel * size.least),
-                    _round(per_pixel * size.most * num_outputs),
+                return _range(
+                    per_pixel * size.least, per_pixel * size.most * num_outputs
                 )
             case Basis.SECOND:
                 seconds = Decimal(str((deadline + _OVERRUN).total_seconds()))
                 # The cost of every attempt is rounded up by itself.
                 rounding = MICRODOLLAR * (attempts - 1)
-                return CostRange(Decimal(0), _round(price.usd * seconds) + rounding)
+                return _range(Decimal(0), price.usd * seconds + rounding)
             case _:
                 assert_never(price.basis)
 
@@ -148,16 +151,16 @@ class PriceTable:
             return None
         match price.basis:
             case Basis.IMAGE:
-                return _round(price.usd * len(pixels))
+                return _bounded(price.usd * len(pixels))
             case Basis.MEGAPIXEL:
                 known = [one for one in pixels if one is not None]
                 if len(known) < len(pixels):
                     return None
-                return _round(price.usd * sum(known) / MEGAPIXEL)
+                return _bounded(price.usd * sum(known) / MEGAPIXEL)
             case Basis.SECOND:
                 if predict_seconds is None or not 0 <= predict_seconds <= _LONGEST:
                     return None
-                return _round(price.usd * Decimal(str(predict_seconds)))
+                return _bounded(price.usd * Decimal(str(predict_seconds)))
             case _:
                 assert_never(price.basis)
 
@@ -250,6 +253,17 @@ def _names_a_picture(value: JSON) -> bool:
     if isinstance(value, list):
         return any(map(_names_a_picture, value))
     return isinstance(value, str) and value.lower().startswith(_PICTURE)
+
+
+def _range(low: Decimal, high: Decimal) -> CostRange | None:
+    """Give both ends as the ledger holds them; None for what cannot be."""
+    if not 0 <= low <= high <= _MOST:
+        return None
+    return CostRange(_round(low), _round(high))
+
+
+def _bounded(usd: Decimal) -> Decimal | None:
+    return _round(usd) if usd <= _MOST else None
 
 
 def _round(usd: Decimal) -> Decimal:

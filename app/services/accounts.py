@@ -62,20 +62,24 @@ _READ = (
     .where(ACCOUNTS.c.name == func.any(_names))
     .order_by(ACCOUNTS.c.name)
 )
-_LOCK = _READ.with_for_update()
+# All or none: one that is missing must not be opened with later ones locked already.
+_are_open = (
+    select(func.count()).where(ACCOUNTS.c.name == func.any(_names)).scalar_subquery()
+)
+_LOCK = _READ.where(_are_open == func.cardinality(_names)).with_for_update()
 _CLOCK = select(func.now())
 _wanted = func.unnest(_names).column_valued("wanted")
 _today = cast(func.timezone("UTC", func.now()), Date)
-_OPEN = (
-    upsert(ACCOUNTS)
-    .from_select(
-        ["name", "day", "month"],
-        select(_wanted, _today, cast(func.date_trunc("month", _today), Date)).order_by(
-            _wanted
-        ),
-        include_defaults=False,
-    )
-    .on_conflict_do_nothing()
+_open = upsert(ACCOUNTS).from_select(
+    ["name", "day", "month"],
+    select(_wanted, _today, cast(func.date_trunc("month", _today), Date)).order_by(
+        _wanted
+    ),
+    include_defaults=False,
+)
+# Changes nothing about those that are open, and so locks all of them in order.
+_OPEN = _open.on_conflict_do_update(
+    index_elements=[ACCOUNTS.c.name], set_={"live": ACCOUNTS.c.live}
 )
 
 
@@ -88,7 +92,7 @@ async def lock(
     """
     values = {"names": sorted(names)}
     rows = (await conn.execute(_LOCK, values)).all()
-    if len(rows) < len(names):
+    if not rows:
         await conn.execute(_OPEN, values)
         rows = (await conn.execute(_LOCK, values)).all()
     now: datetime = rows[0].now

@@ -53,5 +53,9 @@ class Backlog:
             )
         self._count += 1
 
+    def withdraw(self) -> None:
+        """Take back one that was let in and did not become a job: it waits for nothing."""
+        self._count = max(self._count - 1, 0)
+
     def _is_old(self) -> bool:
         return self._clock() - self._counted_at >= FRESH.total_seconds()

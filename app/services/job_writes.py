@@ -19,7 +19,7 @@ from app.core.database import RELAXED, arrays, unnest
 from app.domain import journal
 from app.domain.events import Event, Expired, WentSilent
 from app.domain.generation import GenerationRequest
-from app.domain.state import AttemptState, JobState, Status
+from app.domain.state import AttemptState, JobState, Stage
 from app.services import accounts, file_locks
 from app.services.accounts import Movement
 from app.services.job_records import (
@@ -117,11 +117,12 @@ class Writes:
         """Write the job's new state; log the one line of a change that can be seen.
 
         `cost_usd` is what the prediction cost that this tells of; a job costs what all its
-        predictions did.
+        predictions did.  What changes nothing that can be seen was told before.
         """
         # An earlier change of this batch may have brought something.
         spent = self._jobs.get(row.id, {"cost_usd": row.cost_usd})["cost_usd"]
-        cost_usd = spent if cost_usd is None else cost_usd + (spent or 0)
+        told = None if after.version == before.version else cost_usd
+        cost_usd = spent if told is None else told + (spent or 0)
         self._jobs[row.id] = _storable(
             write_state(
                 row.id,
@@ -132,7 +133,8 @@ class Writes:
             )
         )
         if after.is_terminal and not before.is_terminal:
-            self._finish(row, after, cost_usd)
+            is_unknown = _is_unknown(before, told, cost_usd)
+            self._finish(row, after, cost_usd, is_unknown=is_unknown)
         if (before.status, before.stage) != (after.status, after.stage):
             log.info(
                 "job.changed",
@@ -145,16 +147,17 @@ class Writes:
                 code=after.failure.code if after.failure else None,
             )
 
-    def _finish(self, row: Any, after: JobState, cost_usd: Decimal | None) -> None:
+    def _finish(
+        self, row: Any, after: JobState, cost_usd: Decimal | None, *, is_unknown: bool
+    ) -> None:
         """Let go of what the job held, and book what it cost; once, as it finishes once."""
         day = accounts.day_of(row.created_at)
         job = Movement(row.id, row.owner, row.key_id, row.model, day)
-        reserved, is_done = row.reserved_usd, after.status is Status.COMPLETED
+        reserved = row.reserved_usd
         if reserved is not None:
             self._releases.append(job.entry(accounts.RELEASE, -reserved, row.now))
-            if cost_usd is None:
-                # A picture nobody knows the cost of is never free; what was not made is.
-                cost_usd = reserved if is_done else Decimal(0)
+            # What nobody knows the cost of is never free; what was not bought is.
+            cost_usd = reserved if is_unknown else cost_usd or Decimal(0)
         self._charges[row.id] = job.entry(
             accounts.CHARGE, cost_usd, row.now, status=after.status.value
         )
@@ -254,6 +257,15 @@ class Writes:
             await conn.execute(_UPDATE_JOBS_RELAXED, values)
         else:
             await conn.execute(_together(*names), values)
+
+
+def _is_unknown(before: JobState, told: Decimal | None, spent: Decimal | None) -> bool:
+    """Tell a job that ends with a purchase nobody told the cost of."""
+    attempt = before.attempt
+    if before.stage is Stage.STORING:
+        return spent is None
+    is_running = attempt is not None and attempt.state is AttemptState.RUNNING
+    return is_running and told is None
 
 
 def _storable(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 A request is *once* when it has an Idempotency-Key, or when an SDK marks its tries.  While its
 first one is being accepted it holds an advisory lock, so that the next one is told so instead
-of waiting behind it; what is accepted stands in the table, where a second row of the same key
-cannot be.
+of waiting behind it; first tries of an SDK make a job each, and hold it together.  What is
+accepted stands in the table, where a second row of the same key cannot be.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     Interval,
     Text,
     and_,
     bindparam,
+    case,
+    column,
     delete,
     func,
     or_,
@@ -99,10 +102,21 @@ _FIND = select(SUBMISSIONS, type_coerce(_age, Interval()).label("age")).join(
         SUBMISSIONS.c.key == _places.c.key,
     ),
 )
-_numbers = func.unnest(
-    bindparam("numbers", type_=ARRAY(BigInteger(), dimensions=1))
-).column_valued("number")
-_TRY_LOCK = select(_numbers, func.pg_try_advisory_xact_lock(_numbers).label("is_held"))
+_asked = (
+    func.unnest(
+        bindparam("numbers", type_=ARRAY(BigInteger(), dimensions=1)),
+        bindparam("are_shared", type_=ARRAY(Boolean(), dimensions=1)),
+    )
+    .table_valued(column("number", BigInteger), column("is_shared", Boolean))
+    .render_derived()
+)
+_TRY_LOCK = select(
+    _asked.c.number,
+    case(
+        (_asked.c.is_shared, func.pg_try_advisory_xact_lock_shared(_asked.c.number)),
+        else_=func.pg_try_advisory_xact_lock(_asked.c.number),
+    ).label("is_held"),
+)
 _COLUMNS = ("owner", "key", "fingerprint", "job_id", "created_at")
 _rows = unnest(SUBMISSIONS, _COLUMNS, alias="row")
 _new = upsert(SUBMISSIONS).from_select(
@@ -128,6 +142,8 @@ _old = (
     .where(SUBMISSIONS.c.created_at < func.now() - bindparam("kept", type_=Interval()))
     .order_by(SUBMISSIONS.c.created_at)
     .limit(bindparam("limit"))
+    # One that is used again at this moment would be old no more, and deleted all the same.
+    .with_for_update(skip_locked=True)
     .cte("old")
 )
 _FORGET = delete(SUBMISSIONS).where(
@@ -135,12 +151,21 @@ _FORGET = delete(SUBMISSIONS).where(
 )
 
 
-async def hold(conn: AsyncConnection, places: Collection[Place]) -> set[Place]:
-    """Lock the keys until the transaction ends; give those nobody else is accepting now."""
-    numbers = {_number(place): place for place in places}
-    rows = await conn.execute(_TRY_LOCK, {"numbers": sorted(numbers)})
-    held = {row.number for row in rows if row.is_held}
-    return {place for place in places if _number(place) in held}
+async def hold(
+    conn: AsyncConnection, wanted: Collection[tuple[Place, Kind]]
+) -> set[Place]:
+    """Lock the keys until the transaction ends; give those that are to be had now.
+
+    First tries have a key together, for each makes a job; all others have it alone.
+    """
+    alone = {place for place, kind in wanted if kind is not Kind.FIRST}
+    numbers = {_number(place): place for place, _ in wanted}
+    values = {
+        "numbers": sorted(numbers),
+        "are_shared": [numbers[number] not in alone for number in sorted(numbers)],
+    }
+    rows = await conn.execute(_TRY_LOCK, values)
+    return {numbers[row.number] for row in rows if row.is_held}
 
 
 async def find(

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Interval, Uuid, bindparam, func, insert, literal, select
+from sqlalchemy import (
+    ARRAY,
+    DateTime,
+    Interval,
+    Uuid,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -95,6 +105,10 @@ _NEW_COLUMNS = (
     "reserved_usd",
 )
 _new = unnest(JOBS, _NEW_COLUMNS, alias="new")
+# Not the transaction's: it may have begun on the day before and waited for the accounts, in
+# whose new day others have counted meanwhile.
+_NOW = func.statement_timestamp()
+_LONG_AGO = date(1970, 1, 1)
 _INSERT_JOBS = (
     upsert(JOBS)
     .from_select(
@@ -111,9 +125,9 @@ _INSERT_JOBS = (
             literal(False),
             literal(0),
             literal(0),
-            func.now(),
-            func.now(),
-            func.now() + bindparam("deadline", type_=Interval()),
+            _NOW,
+            func.greatest(_NOW, bindparam("not_before", type_=DateTime(timezone=True))),
+            _NOW + bindparam("deadline", type_=Interval()),
         ),
         include_defaults=False,
     )
@@ -124,16 +138,15 @@ _INSERT_JOBS = (
 _BORN = select(JOBS.c.id, JOBS.c.created_at).where(
     JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid(), dimensions=1)))
 )
-_births = unnest(EVENTS, ("job_id", "data"), alias="born")
+_births = unnest(EVENTS, ("job_id", "data", "at"), alias="born")
 _INSERT_BIRTHS = insert(EVENTS).from_select(
-    ["job_id", "data", "version", "name", "status", "stage", "at"],
+    ["job_id", "data", "at", "version", "name", "status", "stage"],
     select(
         _births,
         literal(1),
         literal(journal.SUBMITTED),
         literal(Status.PENDING.value),
         literal(Stage.QUEUED.value),
-        func.now(),
     ),
     include_defaults=False,
 )
@@ -160,15 +173,15 @@ async def submit(
     known = await _find_born(conn, [job.id for job in jobs]) if is_again else {}
     new = [job for job in jobs if job.id not in known]
     desk = _Desk(service)
-    places = {job.place for job in new if job.place is not None}
-    if places:
-        desk.held = await repeats.hold(conn, places)
-        desk.earlier = await repeats.find(conn, places)
+    once = {(job.place, job.once.kind) for job in new if job.place and job.once}
+    if once:
+        desk.held = await repeats.hold(conn, once)
+        desk.earlier = await repeats.find(conn, {place for place, _ in once})
     if names := desk.accounts_to_lock(new):
         desk.accounts, desk.now = await accounts.lock(conn, names)
     for job in new:
         desk.judge(job)
-    born = known | await _insert(conn, desk.accepted)
+    born = known | await _insert(conn, desk.accepted, first_day=desk.first_day)
     return [desk.answer(job, born) for job in jobs]
 
 
@@ -215,6 +228,11 @@ class _Desk:
         if job.worst_usd is not None or terms.applies:
             found.append((SERVICE, terms))
         return found
+
+    @property
+    def first_day(self) -> date:
+        """Give the latest day of the accounts: a clock that went back must not escape it."""
+        return max((one.day for one in self.accounts.values()), default=_LONG_AGO)
 
     def judge(self, job: NewJob) -> None:
         """Accept the job, or note why not, or which one was made before."""
@@ -277,13 +295,17 @@ async def _find_born(
 
 
 async def _insert(
-    conn: AsyncConnection, jobs: Sequence[NewJob]
+    conn: AsyncConnection, jobs: Sequence[NewJob], *, first_day: date
 ) -> dict[UUID, datetime]:
-    """Write the jobs and whatever goes with them; answer when each was born."""
+    """Write the jobs and whatever goes with them; answer when each was born.
+
+    None is born before `first_day`, in whose budget it was let in.
+    """
     if not jobs:
         return {}
     deadline = jobs[0].deadline
-    values: dict[str, Any] = {"deadline": deadline}
+    not_before = datetime.combine(first_day, time(), UTC)
+    values: dict[str, Any] = {"deadline": deadline, "not_before": not_before}
     values |= arrays(map(_row, jobs), _NEW_COLUMNS, alias="new")
     born = {row.id: row.created_at for row in await conn.execute(_INSERT_JOBS, values)}
     # One row each, also when a submit was repeated within the batch.
@@ -309,10 +331,11 @@ async def _book(
                 "deadline": deadline.total_seconds(),
                 "warnings": list(job.warnings),
             },
+            "at": born[job.id],
         }
         for job in jobs
     ]
-    values = arrays(births, ("job_id", "data"), alias="born")
+    values = arrays(births, ("job_id", "data", "at"), alias="born")
     moved = [(_movement(job, born[job.id]), job.worst_usd) for job in jobs]
     booked = accounts.booked_accepted(moved)
     if booked:

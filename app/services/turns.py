@@ -35,11 +35,9 @@ OWNERS = table_of(tables.Owner)
 ROUNDS = 3
 MOST_IN_TURN = 100  # others wait for the floor meanwhile
 
-# One at a time, or two would give out the same turns.  A process that is frozen in here must
-# not hold up everybody: the server ends its session, and nothing was done.
+# One at a time, or two would give out the same turns.
 _TAKE_THE_FLOOR = text(
-    "SELECT set_config('idle_in_transaction_session_timeout', '3s', true),"
-    " pg_advisory_xact_lock(1835466755)"  # 0x6D67_0003, next to the watcher's
+    "SELECT pg_advisory_xact_lock(1835466755)"  # 0x6D67_0003, next to the watcher's
 )
 
 # Reads a few index entries for each owner with pending jobs, however many they have: the

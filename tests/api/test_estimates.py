@@ -144,6 +144,33 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(
     assert len(await api.listed()) == 2
 
 
+async def test_what_is_refused_does_not_fill_the_queue(
+    serve: Serve, sandbox: Sandbox, prices: Path
+) -> None:
+    """Within the second for which a count is believed."""
+    api = await serve(
+        sandbox, price_file=prices, budget_job_usd="0.003", max_pending_jobs=3
+    )
+    api.app.state.runtime.backlog._clock = lambda: 100.0
+    body = {"prompt": "a quiet harbour", "num_outputs": 2}
+
+    refused = [await api.client.post("/api/v1/generate", json=body) for _ in range(5)]
+    await api.generate("a quiet harbour")
+    again = [
+        await api.client.post(
+            "/api/v1/generate",
+            json=body | {"num_outputs": 1},
+            headers={"Idempotency-Key": "k"},
+        )
+        for _ in range(2)
+    ]
+    await api.generate("a quiet harbour")
+
+    assert {answer.status_code for answer in refused} == {402}
+    assert {answer.status_code for answer in again} == {202}
+    assert len(await api.listed()) == 3
+
+
 async def test_the_estimate_knows_how_long_pictures_took(
     serve: Serve, sandbox: Sandbox
 ) -> None:

@@ -139,6 +139,22 @@ def test_pixels_of_unknown_number_cost_nobody_knows_what() -> None:
     assert worst(a_table(Basis.MEGAPIXEL)) is None
 
 
+@pytest.mark.parametrize("side", [10**6, 10**9, 2**62])
+def test_a_picture_larger_than_any_money_can_buy_costs_nobody_knows_what(
+    side: int,
+) -> None:
+    table = a_table(Basis.MEGAPIXEL, "0.1", "4")
+    sides = {"width": side, "height": side, "aspect_ratio": "custom"}
+
+    assert worst(table, 16, **sides) is None
+
+
+def test_no_cost_is_less_than_nothing_or_more_than_the_ledger_can_hold() -> None:
+    assert worst(a_table(Basis.IMAGE), -1) is None
+    hours = a_table(Basis.SECOND, "9999")
+    assert hours.actual(MODEL, DAY, pixels=(), predict_seconds=86_400) is None
+
+
 # --------------------------------------------------------------------------------- sizes
 
 
@@ -237,7 +253,7 @@ def test_pictures_never_cost_more_than_their_worst_case(
 
 
 @given(
-    dollars,
+    st.decimals("0.000001", "1", places=6),
     st.lists(st.floats(0.0, 1.0), min_size=1, max_size=10),
     st.floats(10.0, 86_400.0),
 )

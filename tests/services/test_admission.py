@@ -11,21 +11,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.core.database import open_engine
+from app.core.database import is_disconnect, open_engine
 from app.domain.access import Budget, Limits
-from app.domain.errors import BudgetExceeded, OverLimit
-from app.domain.events import GenerationFailed, Generated, Started, Stored
+from app.domain.errors import BudgetExceeded, OverLimit, Unavailable
+from app.domain.events import (
+    Expired,
+    GenerationFailed,
+    Generated,
+    OutputFailed,
+    Started,
+    Stored,
+)
 from app.domain.policy import Policy
-from app.services import job_service, submission
+from app.domain.admission import SERVICE, Account
+from app.services import accounts, job_service, submission
 from app.services.accounts import account_of
+from app.services.job_service import Change, Hold, Outcome
 from app.services.ledger import Ledger
 from app.services.submission import Birth, NewJob
 from tests.support.jobs import FAILURE, JobTable, new_job, stored_output
 from tests.support.money import account, check_books, total
+from tests.support.waiting import wait_for_async
 
 CENT = Decimal("0.01")
+FREE = Decimal(0)
 
 
 @pytest.fixture
@@ -50,7 +62,7 @@ async def _complete(jobs: JobTable, job_id: UUID, cost: Decimal | None = CENT) -
     await jobs.settle(claim, Stored(1), outputs=[stored_output()], cost_usd=cost)
 
 
-async def _fail(jobs: JobTable, job_id: UUID, cost: Decimal | None = None) -> None:
+async def _fail(jobs: JobTable, job_id: UUID, cost: Decimal | None = FREE) -> None:
     await jobs.look(job_id, Started(str(job_id)))
     await jobs.make_due(job_id)
     claim = await jobs.claim_one(job_id)
@@ -120,6 +132,62 @@ async def test_concurrent_jobs_are_counted_across_processes(
     await check_books(engines[0])
 
 
+async def test_whoever_opens_an_account_holds_no_later_one_meanwhile(
+    engines: list[AsyncEngine],
+) -> None:
+    name = account_of(uuid4())
+    first = text("INSERT INTO accounts (name, day, month) VALUES (:name, now(), now())")
+    async with engines[0].begin() as conn, asyncio.timeout(10):
+        await conn.execute(first, {"name": name})
+        waiting = asyncio.create_task(_lock(engines[1], {name, SERVICE}))
+        await wait_for_async(
+            lambda: _has_waiter(engines[0]), within=5, what="waits for the account"
+        )
+
+        await accounts.lock(conn, {SERVICE})
+
+    assert set(await waiting) == {name, SERVICE}
+
+
+async def _lock(engine: AsyncEngine, names: set[str]) -> dict[str, Account]:
+    async with engine.begin() as conn:
+        return (await accounts.lock(conn, names))[0]
+
+
+async def _has_waiter(engine: AsyncEngine) -> bool:
+    query = text(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock')"
+    )
+    async with engine.connect() as conn:
+        return bool(await conn.scalar(query))
+
+
+async def test_a_process_that_freezes_holds_up_nobody_for_long(
+    engines: list[AsyncEngine],
+) -> None:
+    """It holds the service's account, which all jobs with a price go through."""
+    frozen, ledger = engines[0], Ledger(engines[1], Policy())
+    async with frozen.connect() as conn:
+        await accounts.lock(conn, {SERVICE})
+
+        await wait_for_async(
+            lambda: _goes_through(ledger), within=10, what="a submit is let through"
+        )
+
+        with pytest.raises(DBAPIError) as lost:
+            await conn.execute(text("SELECT 1"))
+        assert is_disconnect(lost.value)
+
+
+async def _goes_through(ledger: Ledger) -> bool:
+    try:
+        await ledger.submit(_priced())
+    except Unavailable:
+        return False
+    return True
+
+
 async def test_jobs_of_the_day_stay_counted_when_they_are_over(
     jobs: JobTable, engine: AsyncEngine
 ) -> None:
@@ -167,6 +235,56 @@ async def test_strangers_learn_nothing_of_the_service_s_money(jobs: JobTable) ->
     assert isinstance(stranger, BudgetExceeded) and isinstance(owner, BudgetExceeded)
     assert set(stranger.facts) == {"budget", "period", "needed_usd"}
     assert owner.facts["left_usd"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("days", "budget"),
+    [(1, Budget(day_usd=CENT * 2)), (40, Budget(month_usd=CENT * 2))],
+)
+async def test_a_clock_behind_the_account_s_day_does_not_open_the_budget(
+    jobs: JobTable, engine: AsyncEngine, days: int, budget: Budget
+) -> None:
+    """Whoever came before had a later clock, or was faster across midnight."""
+    new = {"key_id": uuid4(), "budget": budget}
+    await jobs.submit(_priced(**new))
+    async with engine.begin() as conn:
+        await conn.execute(
+            text("UPDATE jobs SET created_at = created_at + :by"),
+            {"by": timedelta(days)},
+        )
+        await conn.execute(
+            text("UPDATE ledger_entries SET day = day + CAST(:by AS int)"), {"by": days}
+        )
+        await conn.execute(
+            text(
+                "UPDATE accounts SET day = day + CAST(:by AS int),"
+                " month = date_trunc('month', day + CAST(:by AS int))"
+            ),
+            {"by": days},
+        )
+
+    answers = [(await jobs.try_submit(_priced(**new)))[0] for _ in range(3)]
+
+    assert [type(one) for one in answers] == [Birth, BudgetExceeded, BudgetExceeded]
+    await check_books(engine)
+    assert isinstance(answers[0], Birth)
+    await jobs.cancel(answers[0].job_id)
+    await check_books(engine)
+
+
+async def test_a_job_is_of_the_moment_it_was_counted(
+    engines: list[AsyncEngine],
+) -> None:
+    """Not of that at which it began to wait for the account: that may be the day before."""
+    new = _priced(key_id=uuid4(), budget=Budget(day_usd=CENT))
+    async with engines[0].begin() as conn, engines[1].begin() as other:
+        began = await conn.scalar(text("SELECT now()"))
+        later = await other.scalar(text("SELECT now()"))
+        assert began < later
+
+        (birth,) = await submission.submit(conn, [new])
+
+    assert isinstance(birth, Birth) and birth.at > later
 
 
 async def test_a_job_dearer_than_a_job_may_be_is_refused(jobs: JobTable) -> None:
@@ -228,6 +346,57 @@ async def test_failed_attempts_that_cost_something_add_up(
 
     assert (await jobs.row(job_id)).cost_usd == CENT * 3
     assert await total(engine, "charge") == CENT * 3
+    await check_books(engine)
+
+
+async def test_what_was_told_already_is_not_charged_again(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    (job_id,) = await jobs.submit(_priced(worst_usd=CENT * 9))
+    await jobs.look(job_id, Started("h-1"))
+    await jobs.make_due(job_id)
+    claim = await jobs.claim_one(job_id)
+    made = Change(job_id, Generated(), Hold.KEEP, claim.token, cost_usd=CENT)
+    await jobs.transition(made)
+
+    # The answer was lost, so it is told again, together with what comes next.
+    stored = Change(
+        job_id, Stored(1), Hold.RELEASE, claim.token, outputs=(stored_output(),)
+    )
+    *_, outcome = await jobs.transition(made, stored)
+
+    assert isinstance(outcome, Outcome) and outcome.is_end
+    assert (await jobs.row(job_id)).cost_usd == CENT
+    assert await total(engine, "charge") == CENT
+    await check_books(engine)
+
+
+async def test_a_picture_of_unknown_cost_is_not_free_when_its_file_is_lost(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    (job_id,) = await jobs.submit(_priced())
+    await jobs.look(job_id, Started("h-1"))
+    await jobs.make_due(job_id)
+    claim = await jobs.claim_one(job_id)
+    await jobs.record(claim, Generated())
+
+    await jobs.settle(claim, OutputFailed(FAILURE, True))
+
+    assert await total(engine, "charge") == CENT
+    await check_books(engine)
+
+
+async def test_what_was_given_up_while_it_ran_is_not_free(
+    jobs: JobTable, engine: AsyncEngine
+) -> None:
+    (job_id,) = await jobs.submit(_priced())
+    await jobs.look(job_id, Started("h-1"))
+    await jobs.expire(job_id)
+
+    await jobs.tell(job_id, Expired())
+
+    assert (await jobs.row(job_id)).status == "failed"
+    assert await total(engine, "charge") == CENT
     await check_books(engine)
 
 

@@ -1,11 +1,14 @@
+import asyncio
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain.policy import Policy
-from app.services import housekeeping
+from app.services import housekeeping, submission
 from app.services.housekeeping import ForgetSubmissions
 from app.services.ledger import Ledger
 from app.services.repeats import Once
+from app.services.submission import Birth
 from tests.support.jobs import JobTable, new_job
 
 _AGE = text("UPDATE submissions SET created_at = created_at - interval '25 hours'")
@@ -42,3 +45,23 @@ async def test_many_are_forgotten_in_portions(
     assert await duty.perform() == housekeeping.REST
     async with engine.connect() as conn:
         assert await conn.scalar(_COUNT) == 0
+
+
+async def test_a_key_that_is_used_again_at_that_moment_is_not_forgotten(
+    engine: AsyncEngine, jobs: JobTable
+) -> None:
+    duty = ForgetSubmissions(Ledger(engine, Policy()))
+    await jobs.submit(new_job(once=Once("old", "f")))
+    async with engine.begin() as conn:
+        await conn.execute(_AGE)
+
+    again = new_job(once=Once("old", "f"))
+    async with engine.begin() as conn:
+        await submission.submit(conn, [again])
+        forgetting = asyncio.create_task(duty.perform())
+        await asyncio.wait((forgetting,), timeout=0.5)
+    await forgetting
+
+    (repeat,) = await jobs.try_submit(new_job(once=Once("old", "f")))
+    assert isinstance(repeat, Birth)
+    assert (repeat.job_id, repeat.is_repeat) == (again.id, True)

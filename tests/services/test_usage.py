@@ -180,7 +180,10 @@ async def test_a_budget_is_spent_held_or_left(
     await jobs.record(claim, Generated())
     await jobs.settle(claim, Stored(1), outputs=[stored_output()], cost_usd=CENT)
     await jobs.look(failed, Started("h-2"))
-    await jobs.look(failed, GenerationFailed(FAILURE, False))
+    await jobs.make_due(failed)
+    claim = await jobs.claim_one(failed)
+    free = Decimal(0)
+    await jobs.settle(claim, GenerationFailed(FAILURE, False), cost_usd=free)
 
     async with engine.connect() as conn:
         found = await standing(conn, key_id, budget, now=datetime.now(UTC))
