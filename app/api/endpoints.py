@@ -33,7 +33,6 @@ from app.api.intake import (
     estimate,
     new_job,
     once_of,
-    plain_values,
     replayed,
 )
 from app.api.views import (
@@ -147,7 +146,7 @@ async def generate(
     """
     runtime, caller = runtime_of(request), caller_of(request)
     wanted = await parse_body(request, schemas.GenerateRequest)
-    once = once_of(request, "generate", plain_values(wanted))
+    once = once_of(request, "generate", wanted)
     if dry_run:
         once = None  # read all the same: a wrong one is told
     if once and (repeat := await replayed(runtime, caller.owner, once)):
@@ -400,7 +399,7 @@ async def retry(request: Request, job_id: Id) -> Response:
     runtime, caller = runtime_of(request), caller_of(request)
     record = await runtime.ledger.read(parse_job_id(job_id), realm=caller.realm)
     old = record.row
-    once = once_of(request, "retry", str(old.id))
+    once = once_of(request, "retry", old.id)
     if once and (repeat := await replayed(runtime, old.owner, once)):
         return repeat
     if not Status(old.status).is_terminal:

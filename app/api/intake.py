@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import orjson
@@ -41,22 +40,32 @@ _HEADER = "Idempotency-Key"
 # ---------------------------------------------------------------------------- once only
 
 
-def once_of(request: Request, operation: str, asked: object) -> Once | None:
+def once_of(request: Request, operation: str, asked: BaseModel | UUID) -> Once | None:
     """Read what makes this request once: its Idempotency-Key, or the mark of an SDK's try.
 
-    `asked` is what it asks for, in plain values: an equal request has an equal one.
+    `asked` is what it asks for: an equal request has an equal one.  Most requests bear
+    neither, and cost nothing here.
     """
-    canonical = orjson.dumps([operation, asked], option=orjson.OPT_SORT_KEYS)
-    fingerprint = hashlib.sha256(canonical).hexdigest()
     given = request.headers.getlist(_HEADER)
     if given:
-        return Once(f"{operation}:{_read_key(given)}", fingerprint)
+        key = _read_key(given)
+        return Once(f"{operation}:{key}", _fingerprint(operation, asked))
     # SDKs of one family number their tries from 0, and send no key.
     number = request.headers.get("x-stainless-retry-count", "")
     if not (number.isascii() and number.isdigit()):
         return None
+    fingerprint = _fingerprint(operation, asked)
     kind = Kind.LATER if number.strip("0") else Kind.FIRST
     return Once(f"{operation} retried:{fingerprint}", fingerprint, kind)
+
+
+def _fingerprint(operation: str, asked: BaseModel | UUID) -> str:
+    """Name a request by what it means: defaults included, in one order."""
+    plain_values: object = str(asked)
+    if isinstance(asked, BaseModel):
+        plain_values = asked.model_dump(mode="json")
+    canonical = orjson.dumps([operation, plain_values], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical).hexdigest()
 
 
 def _read_key(given: list[str]) -> str:
@@ -115,11 +124,6 @@ async def _replay(runtime: Runtime, owner: str, job_id: UUID, once: Once) -> Res
 async def _birth_warnings(runtime: Runtime, job_id: UUID) -> tuple[str, ...]:
     async with runtime.ledger.reading() as conn:
         return await job_queries.birth_warnings(conn, job_id)
-
-
-def plain_values(body: BaseModel) -> dict[str, Any]:
-    """Give a request's body as it was understood, defaults included."""
-    return body.model_dump(mode="json")
 
 
 # --------------------------------------------------------------------------- acceptance
