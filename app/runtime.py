@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -158,15 +158,62 @@ def prices_of(settings: Settings) -> PriceTable:
 
 
 def _open_gatekeeper(
-    settings: Settings, ledger: Ledger, attempts: FailedAttempts
-) -> Gatekeeper:
+    settings: Settings,
+    stack: AsyncExitStack,
+    redis: Redis,
+    ledger: Ledger,
+    counters: SharedCounters,
+) -> tuple[Gatekeeper, Quotas]:
+    """Give who finds out who calls, and who counts how often."""
+    lifeline = Lifeline(redis)
+    quotas, failures = (Quotas(redis, lifeline=lifeline) for _ in range(2))
+    note = partial(counters.add, "auth_failures")
     admin_key, token = settings.admin_api_key, settings.metrics_token
-    return Gatekeeper(
+    gatekeeper = Gatekeeper(
         ledger,
         demands_keys=settings.demands_keys,
-        attempts=attempts,
+        attempts=FailedAttempts(failures, on_failure=note),
         admin_key=admin_key.get_secret_value() if admin_key else None,
         metrics_token=token.get_secret_value() if token else None,
+    )
+    for part in (lifeline, quotas, failures, gatekeeper):
+        stack.push_async_callback(part.aclose)
+    return gatekeeper, quotas
+
+
+def _open_inputs(
+    settings: Settings,
+    outbound: Outbound,
+    uploads: Uploads,
+    store: MediaStore,
+    client: MediaClient,
+    links: MediaLinks,
+) -> Inputs:
+    return Inputs(
+        uploads=uploads,
+        store=store,
+        client=client,
+        outbound=outbound,
+        # Where the provider cannot reach us, files are sent to it instead.
+        link_of=links.link_of if settings.callback_base_url else _no_link,
+        lifetime=settings.job_deadline + LINK_SLACK,
+    )
+
+
+def _open_inbox(
+    settings: Settings,
+    stack: AsyncExitStack,
+    redis: Redis,
+    ledger: Ledger,
+    ask_secret: Callable[[], Awaitable[str]],
+) -> WebhookInbox:
+    given = settings.replicate_webhook_secret
+    secret = SigningSecret(given.get_secret_value() if given else None, ask_secret)
+    stack.push_async_callback(secret.aclose)
+    return WebhookInbox(
+        ledger=ledger,
+        signatures=SignatureCheck(secret),
+        seen=Recall(redis, "webhooks", lifetime=MEMORY),
     )
 
 
@@ -238,35 +285,11 @@ async def open_runtime(
             on_end=partial(_count_end, counters),
             budget=budget_of(settings),
         )
-        lifeline = Lifeline(redis)
-        stack.push_async_callback(lifeline.aclose)
-        quotas = Quotas(redis, lifeline=lifeline)
-        stack.push_async_callback(quotas.aclose)
-        failures = Quotas(redis, lifeline=lifeline)
-        stack.push_async_callback(failures.aclose)
-        attempts = FailedAttempts(
-            failures, on_failure=partial(counters.add, "auth_failures")
-        )
-        gatekeeper = _open_gatekeeper(settings, ledger, attempts)
-        stack.push_async_callback(gatekeeper.aclose)
+        gatekeeper, quotas = _open_gatekeeper(settings, stack, redis, ledger, counters)
         links = links_of(settings)
         outbound = Outbound(settings.outbound_hosts)
         stack.push_async_callback(outbound.aclose)
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
-        inputs = Inputs(
-            uploads=uploads,
-            store=store,
-            client=client,
-            outbound=outbound,
-            # Where the provider cannot reach us, files are sent to it instead.
-            link_of=links.link_of if settings.callback_base_url else _no_link,
-            lifetime=settings.job_deadline + LINK_SLACK,
-        )
-        given = settings.replicate_webhook_secret
-        secret = SigningSecret(
-            given.get_secret_value() if given else None, client.webhook_secret
-        )
-        stack.push_async_callback(secret.aclose)
         yield Runtime(
             settings=settings,
             database=database,
@@ -288,18 +311,14 @@ async def open_runtime(
                 client=client,
                 breaker=breaker,
             ),
-            inbox=WebhookInbox(
-                ledger=ledger,
-                signatures=SignatureCheck(secret),
-                seen=Recall(redis, "webhooks", lifetime=MEMORY),
-            ),
+            inbox=_open_inbox(settings, stack, redis, ledger, client.webhook_secret),
             gatekeeper=gatekeeper,
             backlog=Backlog(ledger, settings.max_pending_jobs),
             prices=prices,
             quotas=quotas,
             outbound=outbound,
             uploads=uploads,
-            inputs=inputs,
+            inputs=_open_inputs(settings, outbound, uploads, store, client, links),
         )
 
 

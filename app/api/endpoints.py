@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -35,6 +35,7 @@ from app.api.intake import (
     once_of,
     replayed,
 )
+from app.api.problems import documented
 from app.api.views import (
     etag_of,
     etag_with_links,
@@ -68,28 +69,6 @@ SLOWEST_POLL = 0.5
 EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 
-_PROBLEM = {
-    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-}
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document the problem answers of a route."""
-    texts = {
-        400: "A path or query parameter is wrong.",
-        402: "It may cost more than a budget has left, or its price is unknown.",
-        404: "There is no such job or model.",
-        409: "The job's status does not allow it, or an equal request is being accepted.",
-        413: "The body is too large.",
-        422: "The body does not fit its schema, or the model's.",
-        503: "The database or the catalogue does not answer; nothing was accepted.",
-    }
-    return {
-        status: {"description": texts[status], "content": _PROBLEM}
-        for status in statuses
-    }
-
-
 _BODY = {
     "requestBody": {
         "required": True,
@@ -119,7 +98,7 @@ _ONCE = {
     "/generate",
     status_code=202,
     response_model=schemas.Job,
-    responses=_problems(400, 402, 404, 409, 413, 422, 503)
+    responses=documented(400, 402, 404, 409, 413, 422, 503)
     | {
         200: {
             "model": schemas.Estimate,
@@ -208,7 +187,7 @@ def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
 @router.get(
     "/status/{job_id}",
     response_model=schemas.Job,
-    responses=_problems(400, 404, 503) | {304: {"description": "Not changed."}},
+    responses=documented(400, 404, 503) | {304: {"description": "Not changed."}},
     tags=["jobs"],
     summary="Read a job",
 )
@@ -285,7 +264,7 @@ def _mentions(header: str, etag: str) -> bool:
 @router.get(
     "/jobs",
     response_model=schemas.JobPage,
-    responses=_problems(400, 503),
+    responses=documented(400, 503),
     tags=["jobs"],
     summary="List jobs",
 )
@@ -359,7 +338,7 @@ def _storable(moment: datetime | None) -> datetime | None:
 @router.post(
     "/jobs/{job_id}/cancel",
     response_model=schemas.Job,
-    responses=_problems(400, 404, 503),
+    responses=documented(400, 404, 503),
     tags=["jobs"],
     summary="Cancel a job",
 )
@@ -384,7 +363,7 @@ async def cancel(request: Request, job_id: Id) -> Response:
     "/jobs/{job_id}/retry",
     status_code=202,
     response_model=schemas.Job,
-    responses=_problems(400, 402, 404, 409, 422, 503),
+    responses=documented(400, 402, 404, 409, 422, 503),
     openapi_extra=_ONCE,
     tags=["jobs"],
     summary="Run a finished job again",
@@ -428,7 +407,7 @@ async def retry(request: Request, job_id: Id) -> Response:
     "/jobs/{job_id}",
     status_code=204,
     response_class=Response,
-    responses=_problems(400, 404, 409, 503),
+    responses=documented(400, 404, 409, 503),
     tags=["jobs"],
     summary="Delete a finished job",
 )

@@ -123,11 +123,13 @@ def problem(
 
 
 _DOCUMENTED = {
-    400: "A path or query parameter is wrong.",
+    400: "A path or query parameter, or a header, is wrong.",
+    402: "It may cost more than a budget has left, or its price is unknown.",
     404: "There is no such thing.",
-    409: "Its present state does not allow it.",
+    409: "Its present state does not allow it, or an equal request is being accepted.",
     413: "The body is too large.",
-    422: "The body does not fit its schema.",
+    422: "The body does not fit its schema, or the model's.",
+    503: "A part we need does not answer; nothing was done.",
 }
 
 
