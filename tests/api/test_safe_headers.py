@@ -95,7 +95,9 @@ def test_what_an_answer_says_itself_is_left_alone() -> None:
     assert b"x-content-type-options" in names
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
+@pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)"
+)
 @pytest.mark.parametrize(
     ("page", "shown"),
     [
