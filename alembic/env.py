@@ -9,7 +9,8 @@ from sqlalchemy import Connection, text
 
 from app.core.config import DatabaseSettings, load_settings
 from app.core.database import open_sync_engine
-from app.models.account import Base  # both halves of the schema
+from app.models import account, notice  # noqa: F401 - every part of the schema
+from app.models.job import Base
 
 MIGRATION_LOCK = 0x6D67_0002
 

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, inspect, text
 
 from app.core.database import open_sync_engine
-from app.models.account import Base
+from app.models import account, notice  # noqa: F401 - every part of the schema
+from app.models.job import Base
 from tests.support.servers import ROOT, alembic_config
 
 MIGRATIONS = sorted((ROOT / "alembic" / "versions").glob("*.py"))

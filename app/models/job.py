@@ -45,6 +45,8 @@ NAMING = {
 
 Moment = DateTime(timezone=True)
 
+THIS_TRANSACTION = text("((pg_current_xact_id())::text)::bigint")
+
 TERMINAL = "status IN ('completed', 'failed', 'cancelled')"
 
 
@@ -151,6 +153,13 @@ class Job(Base):
         Index("ix_jobs_owner_id", "owner", text("id DESC")),
         Index("ix_jobs_owner_status_id", "owner", "status", text("id DESC")),
         Index("ix_jobs_owner_model_id", "owner", "model", text("id DESC")),
+        # Searching: parts of words, in any case.
+        Index(
+            "ix_jobs_prompt_parts",
+            "prompt",
+            postgresql_using="gin",
+            postgresql_ops={"prompt": "gin_trgm_ops"},
+        ),
     )
 
 
@@ -223,7 +232,11 @@ class Attempt(Base):
 
 
 class Asset(Base):
-    """One stored output.  Several assets may share a file (`key`), which is its hash."""
+    """One stored output.  Several assets may share a file (`key`), which is its hash.
+
+    `colour` (`#rrggbb`) stands in for the picture until it is loaded; NULL until somebody
+    looked, some time after the job's end.
+    """
 
     __tablename__ = "assets"
 
@@ -237,13 +250,23 @@ class Asset(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     width: Mapped[int] = mapped_column(Integer)
     height: Mapped[int] = mapped_column(Integer)
+    colour: Mapped[str | None] = mapped_column(String(7))
     created_at: Mapped[datetime] = mapped_column(Moment)
 
-    __table_args__ = (CheckConstraint("size_bytes > 0", name="not_empty"),)
+    __table_args__ = (
+        CheckConstraint("size_bytes > 0", name="not_empty"),
+        # Searching by size.
+        Index("ix_assets_size", "width", "height", text("job_id DESC")),
+    )
 
 
 class JobEvent(Base):
-    """What happened to a job, in order: `version` is the job's version after it."""
+    """What happened to a job, in order: `version` is the job's version after it.
+
+    `xid` is the transaction that wrote it.  Ids are given out before commits, in another order;
+    whoever reads the log of all jobs as it grows goes by (`xid`, `id`), up to the oldest
+    transaction that is still open, and misses nothing.
+    """
 
     __tablename__ = "job_events"
 
@@ -257,5 +280,9 @@ class JobEvent(Base):
     status: Mapped[str] = mapped_column(String(16))
     stage: Mapped[str | None] = mapped_column(String(16))
     at: Mapped[datetime] = mapped_column(Moment)
+    xid: Mapped[int] = mapped_column(BigInteger, server_default=THIS_TRANSACTION)
 
-    __table_args__ = (UniqueConstraint("job_id", "version"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "version"),
+        Index("ix_job_events_log", "xid", "id"),
+    )
