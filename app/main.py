@@ -22,6 +22,7 @@ from app.api import (
     documentation,
     endpoints,
     keys,
+    live,
     media,
     ops,
     problems,
@@ -31,6 +32,7 @@ from app.api import (
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
 from app.api.safe_headers import RawHeaders, safe_headers
+from app.api.streams import Streams
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
@@ -72,6 +74,9 @@ def create_app(settings: Settings) -> FastAPI:
         )
         async with open_runtime(settings) as runtime:
             app.state.runtime = runtime
+            app.state.streams = streams = Streams(
+                settings.max_event_streams, settings.max_event_streams_per_key
+            )
             if sys.platform != "win32":
                 bound_connections()
             settle_memory()
@@ -79,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
             with told_by_signals(runtime.stopping):
                 async with runtime.gatekeeper.looking_for_admin():
                     yield
+            await streams.aclose()
         log.info("api.stopped")
 
     app = FastAPIOffline(  # its files instead of a CDN; the pages are ours
@@ -92,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         debug=False,  # a traceback never leaves in an answer; DEBUG makes logs wordy
     )
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
+    app.include_router(live.router, prefix=settings.api_v1_prefix)
     app.include_router(keys.router, prefix=settings.api_v1_prefix)
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
@@ -163,6 +170,8 @@ def _describe_limits(document: dict[str, Any]) -> None:
 _DESCRIBED = (
     schemas.GenerateRequest,
     schemas.Problem,
+    schemas.JobEvent,
+    schemas.StreamReset,
     key_schemas.KeyRequest,
     key_schemas.KeyChange,
 )

@@ -45,7 +45,6 @@ from app.api.views import (
 )
 from app.core.breaker import BreakerState
 from app.core.circuit import Condition
-from app.core.stopping import pause
 from app.domain.access import Scope
 from app.domain.errors import Conflict, Forbidden
 from app.domain.events import CancelRequested
@@ -63,8 +62,6 @@ from app.services.translation import CommonRequest
 router = APIRouter(route_class=GuardedRoute)
 
 LONGEST_WAIT = 60.0
-FIRST_POLL = 0.1
-SLOWEST_POLL = 0.5
 
 EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
@@ -243,18 +240,24 @@ async def _wait_for(
 ) -> JobRecord:
     """Read until the job is worth telling about, or the time is up, or the process stops."""
     deadline = time.monotonic() + wait
-    rest = FIRST_POLL
-    while True:
-        record = await runtime.ledger.read(job_id, realm=realm)
-        is_finished = Status(record.row.status).is_terminal
-        is_news = known is not None and not _mentions(
-            known, etag_of(job_id, record.row.version)
-        )
-        left = deadline - time.monotonic()
-        if is_finished or is_news or left <= 0 or runtime.stopping.is_set():
-            return record
-        await pause(min(rest, left), runtime.stopping)
-        rest = min(rest * 1.5, SLOWEST_POLL)
+
+    def is_worth_telling(record: JobRecord) -> bool:
+        if Status(record.row.status).is_terminal or runtime.stopping.is_set():
+            return True
+        etag = etag_of(job_id, record.row.version)
+        is_news = known is not None and not _mentions(known, etag)
+        return is_news or time.monotonic() >= deadline
+
+    record = await runtime.ledger.read(job_id, realm=realm)
+    if is_worth_telling(record):
+        return record
+    async with runtime.live.watch(job_id) as watch:
+        while True:
+            record = await runtime.ledger.read(job_id, realm=realm)
+            if is_worth_telling(record):
+                return record
+            left = deadline - time.monotonic()
+            await watch.newer_than(record.row.version, left)
 
 
 def _mentions(header: str, etag: str) -> bool:

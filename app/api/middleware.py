@@ -21,6 +21,7 @@ from app.api.bodies import Arrival
 from app.api.problems import on_http_error
 from app.api.rates import rate_fields
 from app.api.safe_headers import RawHeaders, missing
+from app.api.streams import MEDIA_TYPE
 from app.runtime import Runtime
 
 # What one request may carry besides its body.
@@ -40,6 +41,7 @@ METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNMATCHED = "unmatched"
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
+_STREAM: Final = (b"content-type", MEDIA_TYPE.encode())
 _CLOSE: Final = (b"connection", b"close")
 _GOODBYE: Final[Mapping[str, str]] = {"Connection": "close"}
 
@@ -70,7 +72,8 @@ class Envelope:
                 response = await on_http_error(Request(scope), refusal)
                 await response(scope, answer.receive, answer.send)
         finally:
-            self._count(scope, answer.status, time.perf_counter() - began)
+            ended = answer.streams_since or time.perf_counter()
+            self._count(scope, answer.status, ended - began)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         runtime = _runtime_of(scope)
@@ -97,11 +100,15 @@ class _Answer:
         self._arrival = arrival
         self.receive = arrival.receive_next if arrival.is_whole else arrival.receive
         self.status = 500
+        # How long somebody listens is no time it took to answer.
+        self.streams_since: float | None = None
 
     async def send(self, message: Message) -> None:
         """Pass a message on; the first one with our headers, the last one with care."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if _STREAM in message.get("headers", ()):
+                self.streams_since = time.perf_counter()
             await self._begin(message)
             return
         arrival = self._arrival

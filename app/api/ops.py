@@ -23,6 +23,7 @@ from app import __version__
 from app.api import problems
 from app.api.deps import promptly, runtime_of
 from app.api.guard import GuardedRoute, needs
+from app.api.streams import Streams
 from app.api.views import respond
 from app.core import heartbeat
 from app.core.circuit import Condition as Circuit
@@ -58,6 +59,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     ),
     "mgs_workers": ("gauge", "Workers that gave a sign of life lately."),
     "mgs_database_pool": ("gauge", "Connections of this process, by state."),
+    "mgs_event_streams": ("gauge", "Event streams this process has open."),
     "mgs_jobs_finished": ("counter", "Finished jobs by status and error code."),
     "mgs_job_phase_seconds": ("histogram", "Time in each phase of finished jobs."),
     "mgs_provider_requests": ("counter", "Requests to the provider."),
@@ -177,6 +179,8 @@ async def metrics(request: Request) -> Response:
     """Expose the figures of the whole deployment: any process gives the same answer."""
     runtime = runtime_of(request)
     figures = await _figures(request, runtime) | await _breaker(runtime)
+    streams: Streams = request.app.state.streams
+    figures["mgs_event_streams"] = [({}, streams.count)]
     await runtime.counters.push()
     counted = await runtime.counters.read()
     registry = CollectorRegistry()

@@ -212,6 +212,12 @@ class Settings(DatabaseSettings):
     max_pending_jobs: int = Field(
         100_000, ge=1, description="jobs that may wait to start; more are refused"
     )
+    max_event_streams: int = Field(
+        4000, ge=1, description="event streams one API process keeps open"
+    )
+    max_event_streams_per_key: int = Field(
+        100, ge=1, description="event streams of one key in one API process"
+    )
     max_upload_bytes: int = Field(
         20 * 1024 * 1024, ge=1024, description="largest picture taken as an input"
     )

@@ -262,6 +262,37 @@ class Job(_Body):
     )
 
 
+EventType = Literal[
+    "job.created",
+    "job.started",
+    "job.progress",
+    "job.updated",
+    "job.completed",
+    "job.failed",
+    "job.cancelled",
+]
+
+
+class JobEvent(_Body):
+    """One thing that happened to a job, as event streams tell it."""
+
+    type: EventType = Field(description="The same as the event's name.")
+    job_id: UUID
+    owner: str = Field(description="Whom the job belongs to.")
+    version: int = Field(description="The job's version after it.")
+    status: StatusWord = Field(description="As it was then.")
+    stage: StageWord | None
+    progress: float | None = Field(description="0 to 1; null when this told none.")
+    at: datetime
+
+
+class StreamReset(_Body):
+    """Events before this one cannot be told (again): read the jobs anew."""
+
+    reason: Literal["unknown_position", "too_far_back", "log_replaced"]
+    message: str
+
+
 class Cost(_Body):
     """What a job may cost, in dollars."""
 

@@ -151,9 +151,17 @@ class Follower(_Follower):
     """Hears what happens to all jobs, or to those of one owner, in the order of the log."""
 
     def __init__(
-        self, log: Log, owner: str | None, after: Position, first: Reset | None = None
+        self,
+        log: Log,
+        owner: str | None,
+        after: Position,
+        *,
+        until: Position,
+        first: Reset | None = None,
     ) -> None:
+        """Begin after a position; all up to `until` is in the log for certain."""
         super().__init__()
+        self._at_least = until
         self.owner = owner
         self._log = log
         self._told = after  # all up to here
@@ -183,7 +191,7 @@ class Follower(_Follower):
     def reset(self, reset: Reset, position: Position) -> None:
         """Have it begin anew from a position."""
         self._queue.clear()
-        self._told, self._until = position, None
+        self._told, self._until, self._at_least = position, None, position
         self._is_behind, self._reset = False, reset
         self.wake()
 
@@ -197,7 +205,7 @@ class Follower(_Follower):
             return (reset,)
         if self._is_behind:
             # In one step: what is told from now on is queued, what was before is in the log.
-            self._until = self._log.position
+            self._until = max(self._log.position, self._at_least)
             self._is_behind = False
         if self._until is not None:
             return await self._catch_up(self._until)

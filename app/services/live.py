@@ -111,11 +111,14 @@ class Live:
             raise ValueError("not a position")
         with self._coming():
             await self._start_reading()
-            found = None if asked is None else await self._judge(asked)
+            bounds = found = None
+            if asked is not None:
+                bounds, found = await self._judge(asked)
             # From here on nothing may be awaited: events would be missed.
-            is_replay = asked is not None and found is None
-            start = asked if asked is not None and is_replay else self.position
-            follower = Follower(self, realm, start, found)
+            start, until = self.position, self.position
+            if bounds is not None and asked is not None and found is None:
+                start, until = asked, bounds.end
+            follower = Follower(self, realm, start, until=until, first=found)
             everybody = self._followers.setdefault(realm, set())
             everybody.add(follower)
         self._admit(follower)
@@ -179,21 +182,20 @@ class Live:
         if self._stopping.is_set():
             listener.end()
 
-    async def _judge(self, asked: Position) -> Reset | None:
-        """Say why the log cannot be told from a position on, if so."""
+    async def _judge(self, asked: Position) -> tuple[Bounds, Reset | None]:
+        """Say where the log stands, and why it cannot be told from a position on, if so."""
         try:
-            if asked > self.position:
-                # Of a process that has read further, perhaps; or of another log.
-                bounds = await self._bounds()
-                return UNKNOWN if asked.xid > bounds.limit else None
-            known_at, floor = self._floor
-            if time.monotonic() - known_at > FLOOR_LIFE:
-                async with self._reading() as conn:
-                    floor = await event_log.floor(conn, self.position)
-                self._floor = time.monotonic(), floor
+            async with self._reading() as conn:
+                bounds = await event_log.bounds(conn)
+                if asked.xid > bounds.limit:
+                    return bounds, UNKNOWN
+                known_at, floor = self._floor
+                if time.monotonic() - known_at > FLOOR_LIFE:
+                    floor = await event_log.floor(conn, bounds.end)
+                    self._floor = time.monotonic(), floor
         except TROUBLE as error:
             raise _unavailable() from error
-        return TOO_OLD if asked < floor else None
+        return bounds, TOO_OLD if asked < floor else None
 
     # -- what listeners read ---------------------------------------------------------------
 
@@ -229,10 +231,6 @@ class Live:
         async with asyncio.timeout(PATIENCE.total_seconds()):
             async with self._ledger.reading() as conn:
                 yield conn
-
-    async def _bounds(self) -> Bounds:
-        async with self._reading() as conn:
-            return await event_log.bounds(conn)
 
     # -- the one reader --------------------------------------------------------------------
 
@@ -287,7 +285,8 @@ class Live:
     async def _read_on(self, tries: int) -> tuple[float, int]:
         """Read once and tell; say how long to rest unless there are hints, and the tries."""
         if self._position is None:
-            self._position = (await self._bounds()).end
+            async with self._reading() as conn:
+                self._position = (await event_log.bounds(conn)).end
             self._is_ready.set()
             return 0, 0
         async with self._reading() as conn:
