@@ -30,35 +30,52 @@ router = APIRouter(route_class=GuardedRoute, tags=["events"])
 LONGEST = 86_400.0  # seconds
 _LARGEST_VERSION = 2**31 - 1
 
+_SCHEMAS = [
+    {"$ref": f"#/components/schemas/{name}"} for name in ("JobEvent", "StreamReset")
+]
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-Sent Events. `event` is the type, `data` one line of JSON:"
-        " a `JobEvent`, or a `StreamReset` when the event is `reset`.",
+        "description": "Server-Sent Events. `data` is one line of JSON: a `JobEvent`, or a"
+        " `StreamReset` when `event` is `reset`.",
         "content": {
             MEDIA_TYPE: {
-                "schema": {
-                    "oneOf": [
-                        {"$ref": "#/components/schemas/JobEvent"},
-                        {"$ref": "#/components/schemas/StreamReset"},
-                    ]
+                "schema": {  # of one event, as OpenAPI 3.2 describes streams
+                    "type": "object",
+                    "properties": {
+                        "id": {"type": "string"},
+                        "event": {"type": "string"},
+                        "data": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": {"oneOf": _SCHEMAS},
+                        },
+                    },
+                    "required": ["event", "data"],
                 }
             }
         },
     }
 }
 _NOTHING_LEFT = {204: {"description": "The job is finished, and all of it was told."}}
-_LAST_EVENT_ID = {
-    "parameters": [
-        {
-            "name": "Last-Event-ID",
-            "in": "header",
-            "required": False,
-            "description": "The `id` heard last; browsers send it when they come back."
-            " Wins over `after`.",
-            "schema": {"type": "string"},
-        }
-    ]
-}
+_VERSION = "^[0-9]{1,10}$"
+_POSITION = r"^[0-9]{1,20}\.[0-9]{1,20}$"
+
+
+def _last_event_id(pattern: str) -> dict[str, Any]:
+    return {
+        "parameters": [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "required": False,
+                "description": "The `id` heard last; browsers send it when they come back."
+                " Wins over `after`.",
+                # Some send an empty one before they heard any.
+                "schema": {"type": "string", "pattern": f"^$|{pattern}"},
+            }
+        ]
+    }
+
 
 Wait = Annotated[
     float | None,
@@ -74,7 +91,7 @@ Wait = Annotated[
     "/jobs/{job_id}/events",
     response_class=Response,
     responses=_STREAM | _NOTHING_LEFT | documented(400, 404, 503),
-    openapi_extra=_LAST_EVENT_ID,
+    openapi_extra=_last_event_id(_VERSION),
     summary="Follow a job",
 )
 @needs(Scope.READ)
@@ -84,7 +101,7 @@ async def follow_job(
     after: Annotated[
         str | None,
         Query(
-            json_schema_extra={"pattern": "^[0-9]{1,10}$"},
+            json_schema_extra={"pattern": _VERSION},
             description="The version after which to begin; default: all of its log.",
         ),
     ] = None,
@@ -130,7 +147,7 @@ async def follow_job(
     "/events",
     response_class=Response,
     responses=_STREAM | documented(400, 503),
-    openapi_extra=_LAST_EVENT_ID,
+    openapi_extra=_last_event_id(_POSITION),
     summary="Follow all jobs",
 )
 @needs(Scope.READ)
@@ -143,7 +160,7 @@ async def follow(
     after: Annotated[
         str | None,
         Query(
-            json_schema_extra={"pattern": r"^[0-9]{1,20}\.[0-9]{1,20}$"},
+            json_schema_extra={"pattern": _POSITION},
             description="The id after which to begin; default: what happens from now on.",
         ),
     ] = None,

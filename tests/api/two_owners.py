@@ -122,6 +122,16 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
     "PATCH /keys/{key_id}": (Ask(403, json={"name": "mine"}),),
     "DELETE /keys/{key_id}": FORBIDDEN,
     "GET /audit": FORBIDDEN,
+    "GET /jobs/{job_id}/events": (
+        Ask(404, {"wait": "0"}),
+        Ask(404, {"wait": "0", "after": "2"}),
+        Ask(404, {"wait": "0"}, headers={"Last-Event-ID": "5"}),
+    ),
+    "GET /events": (
+        Ask(200, {"wait": "0"}),
+        Ask(200, {"wait": "0", "after": "0.0"}),
+        Ask(403, {"wait": "0", "owner": "<owner>"}),
+    ),
     "GET /usage": (
         Ask(200),
         Ask(200, {"by": "day,model,key"}),
