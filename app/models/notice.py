@@ -79,8 +79,8 @@ class Notification(Base):
     job_version: Mapped[int | None] = mapped_column(Integer)
     data: Mapped[dict[str, Any]] = mapped_column(JSONB)
     state: Mapped[str] = mapped_column(String(16), server_default=text("'pending'"))
-    attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
-    tried_before: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    tried_before: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     due_at: Mapped[datetime | None] = mapped_column(Moment)
     claim_token: Mapped[UUID | None] = mapped_column(Uuid)
     created_at: Mapped[datetime] = mapped_column(Moment)
@@ -120,7 +120,7 @@ class Delivery(Base):
     notification_id: Mapped[UUID] = mapped_column(
         Uuid, ForeignKey("notifications.id", ondelete="CASCADE"), primary_key=True
     )
-    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
     at: Mapped[datetime] = mapped_column(Moment)
     seconds: Mapped[float] = mapped_column(Double)
     status_code: Mapped[int | None] = mapped_column(SmallInteger)

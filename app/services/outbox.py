@@ -202,6 +202,11 @@ def receiver_of(owner: str, url: str) -> str:
     return f"{owner} {urlsplit(url).netloc.lower()}"
 
 
+def name_of_endpoint(owner: str, endpoint_id: UUID) -> str:
+    """Name an endpoint as a receiver."""
+    return f"{owner} {endpoint_id}"
+
+
 def _data(
     job_id: UUID,
     owner: str,
