@@ -67,6 +67,7 @@ _RECORD: Select[Any] = select(
     NOTIFICATIONS, ENDPOINTS, ENDPOINTS.c.id == NOTIFICATIONS.c.endpoint_id
 )
 _OF_AGE = NOTIFICATIONS.c.created_at, NOTIFICATIONS.c.id
+_NEWEST = tuple(column.desc() for column in _OF_AGE)
 _is_free = or_(
     NOTIFICATIONS.c.claim_token.is_(None), NOTIFICATIONS.c.due_at <= func.now()
 )
@@ -120,11 +121,10 @@ async def page(
         if wanted.realm is not None:
             mark = mark.where(last.c.owner == wanted.realm)
         chosen = chosen.where(tuple_(*_OF_AGE) < mark.scalar_subquery())
-    newest = (column.desc() for column in _OF_AGE)
-    ids = chosen.order_by(*newest).limit(limit).subquery()
-    query = _RECORD.join(ids, ids.c.id == NOTIFICATIONS.c.id)
-    rows = await conn.execute(query.order_by(*(column.desc() for column in _OF_AGE)))
-    return rows.all()
+    ids = chosen.order_by(*_NEWEST).limit(limit).subquery()
+    query = _RECORD.join(ids, ids.c.id == NOTIFICATIONS.c.id).order_by(*_NEWEST)
+    found: Sequence[Row[Any]] = (await conn.execute(query)).all()
+    return found
 
 
 async def add_test(conn: AsyncConnection, endpoint: Row[Any]) -> UUID:

@@ -89,7 +89,12 @@ _latest_attempt = (
 )
 
 # Whether somebody may want to hear of a job by webhook, besides the job's own URL.
-IS_HEARD = exists(select(literal_column("1")).where(ENDPOINTS.c.owner == JOBS.c.owner))
+# By name, for there is nothing in RETURNING that a subquery could be correlated to.
+IS_HEARD = exists(
+    select(literal_column("1")).where(
+        ENDPOINTS.c.owner == literal_column("jobs.owner", JOBS.c.owner.type)
+    )
+)
 
 # What a decision and a look need, and the database's clock.
 SELECT_STATE = (
