@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -290,12 +291,13 @@ async def send_test(runtime: Runtime, endpoint_id: UUID, realm: str | None) -> R
             return await delivery_log.add_test(conn, endpoint)
 
     delivery_id = await promptly(begin())
-    for _ in range(round(TEST_PATIENCE.total_seconds() / _TEST_POLL)):
+    ends = time.monotonic() + TEST_PATIENCE.total_seconds()
+    while True:
         found = await promptly(read_one(runtime, delivery_id, realm))
-        if found.finished_at is not None or runtime.stopping.is_set():
-            break
+        is_late = time.monotonic() >= ends or runtime.stopping.is_set()
+        if found.finished_at is not None or is_late:
+            return found
         await pause(_TEST_POLL, runtime.stopping)
-    return found
 
 
 @router.post(

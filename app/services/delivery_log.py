@@ -16,46 +16,39 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
+    literal_column,
     or_,
     select,
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import Conflict, NotFound
 from app.domain.notices import TEST
 from app.services.job_records import ENDPOINTS
-from app.services.outbox import DELIVERIES, NOTIFICATIONS, name_of_endpoint
+from app.services.outbox import NOTIFICATIONS, name_of_endpoint
 
 MOST_AT_ONCE: Final = 10_000  # sent again by one request
 MOST_TRIES: Final = 50  # shown of one notification
 
 # What a row shows of itself: all but what it says.
 _SHOWN = [c for c in NOTIFICATIONS.c if c.name not in ("data", "url", "receiver")]
-_last = (
-    select(DELIVERIES)
-    .where(DELIVERIES.c.notification_id == NOTIFICATIONS.c.id)
-    .order_by(DELIVERIES.c.number.desc())
-    .limit(MOST_TRIES)
-    .lateral("last")
-)
-_tries = (
-    select(
-        func.jsonb_agg(
-            aggregate_order_by(
-                func.jsonb_build_object(
-                    *("number", _last.c.number, "at", _last.c.at),
-                    *("seconds", _last.c.seconds, "status_code", _last.c.status_code),
-                    *("error", _last.c.error),
-                ),
-                _last.c.number,
-            )
-        )
-    )
-    .select_from(_last)
-    .scalar_subquery()
+# The latest of them, in order.
+_tries = literal_column(
+    f"""(
+    SELECT jsonb_agg(
+        jsonb_build_object(
+            'number', last.number, 'at', last.at, 'seconds', last.seconds,
+            'status_code', last.status_code, 'error', last.error
+        ) ORDER BY last.number
+    ) FROM (
+        SELECT * FROM deliveries d WHERE d.notification_id = notifications.id
+        ORDER BY d.number DESC LIMIT {MOST_TRIES:d}
+    ) AS last
+    )""",
+    JSONB,
 )
 _RECORD: Select[Any] = select(
     *_SHOWN,

@@ -86,7 +86,8 @@ async def emptied(api: Api, sandbox: Sandbox) -> Api:
     runtime = api.app.state.runtime
     async with runtime.database.begin() as conn:
         await conn.exec_driver_sql(
-            "TRUNCATE jobs, api_keys, owners, submissions, uploads, ledger_entries CASCADE"
+            "TRUNCATE jobs, api_keys, owners, submissions, uploads, ledger_entries,"
+            " endpoints, notifications CASCADE"
         )
         await conn.exec_driver_sql("DELETE FROM accounts WHERE name <> 'service'")
     await runtime.redis.flushall()

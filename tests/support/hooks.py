@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 from uuid_utils.compat import uuid7
 
 from app.services import delivery_log, receivers
+from app.services.job_records import ENDPOINTS
 from app.services.outbox import DELIVERIES, NOTIFICATIONS
 from app.services.receivers import NewEndpoint, mint_secret
 from tests.contracts.scripted_server import Request
@@ -93,21 +94,14 @@ class Hooks:
 
     async def age(self, by: timedelta) -> None:
         """Move all that was written, and since when endpoints fail, into the past."""
+        moments = {
+            NOTIFICATIONS: ("created_at", "due_at", "finished_at"),
+            ENDPOINTS: ("failing_since", "previous_until"),
+        }
         async with self.engine.begin() as conn:
-            await conn.execute(
-                text(
-                    "UPDATE notifications SET created_at = created_at - :by,"
-                    " due_at = due_at - :by, finished_at = finished_at - :by"
-                ),
-                {"by": by},
-            )
-            await conn.execute(
-                text(
-                    "UPDATE endpoints SET failing_since = failing_since - :by,"
-                    " previous_until = previous_until - :by"
-                ),
-                {"by": by},
-            )
+            for table, names in moments.items():
+                past = {name: table.c[name] - by for name in names}
+                await conn.execute(update(table).values(past))
 
 
 def verified(request: Request, secret: str) -> dict[str, Any]:
