@@ -204,7 +204,8 @@ async def redeliver_range(
         .cte("chosen")
     )
     # Due in the past, by their age: so the older ones are sent first.
-    due_at = func.now() - (func.now() - NOTIFICATIONS.c.created_at) / 1_000_000
+    by_age = "now() - (now() - notifications.created_at) / 1000000"
+    due_at = literal_column(by_age, NOTIFICATIONS.c.due_at.type)
     statement = (
         update(NOTIFICATIONS)
         .where(NOTIFICATIONS.c.id == chosen.c.id)
