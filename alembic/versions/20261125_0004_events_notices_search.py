@@ -74,11 +74,11 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column(
-            "attempts", sa.SmallInteger(), server_default=sa.text("0"), nullable=False
+            "attempts", sa.Integer(), server_default=sa.text("0"), nullable=False
         ),
         sa.Column(
             "tried_before",
-            sa.SmallInteger(),
+            sa.Integer(),
             server_default=sa.text("0"),
             nullable=False,
         ),
@@ -132,7 +132,7 @@ def upgrade() -> None:
     op.create_table(
         "deliveries",
         sa.Column("notification_id", sa.Uuid(), nullable=False),
-        sa.Column("number", sa.SmallInteger(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("status_code", sa.SmallInteger(), nullable=True),
