@@ -19,6 +19,7 @@ from app import __version__
 from app.api import (
     audit,
     callbacks,
+    deliveries,
     documentation,
     endpoints,
     keys,
@@ -28,6 +29,7 @@ from app.api import (
     problems,
     uploads,
     usage,
+    webhooks,
 )
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
@@ -36,7 +38,7 @@ from app.api.streams import Streams
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
-from app.models import key_schemas, schemas
+from app.models import key_schemas, schemas, webhook_schemas
 from app.runtime import open_runtime, prices_of, settle_memory
 
 if sys.platform != "win32":  # where the server has its fast parser
@@ -103,6 +105,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
     app.include_router(uploads.router, prefix=settings.api_v1_prefix)
+    app.include_router(deliveries.router, prefix=settings.api_v1_prefix)
+    app.include_router(webhooks.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)
@@ -174,6 +178,9 @@ _DESCRIBED = (
     schemas.StreamReset,
     key_schemas.KeyRequest,
     key_schemas.KeyChange,
+    webhook_schemas.EndpointRequest,
+    webhook_schemas.EndpointChange,
+    webhook_schemas.RangeRequest,
 )
 
 

@@ -143,7 +143,7 @@ async def generate(
         priority=PRIORITIES[wanted.priority],
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
-        warnings=prepared.warnings + _not_yet(wanted.webhook_url),
+        warnings=prepared.warnings,
         uploads=uploads,
         once=once,
         owner=caller.owner,
@@ -172,13 +172,6 @@ def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> b
     if visibility is None:
         return not runtime.settings.demands_keys
     return visibility == "public"
-
-
-def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
-    """Say what is taken down and not acted upon."""
-    if webhook_url is None:
-        return ()
-    return ("webhook_url is kept but not called yet: read the job's status instead.",)
 
 
 @router.get(
@@ -397,7 +390,7 @@ async def retry(request: Request, job_id: Id) -> Response:
         metadata=old.metadata,
         webhook_url=old.webhook_url,
         retry_of=old.id,
-        warnings=_not_yet(old.webhook_url),
+        warnings=(),
         uploads=old.uploads,
         once=once,
         owner=old.owner,
