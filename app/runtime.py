@@ -54,6 +54,7 @@ from app.services.outbound import Outbound
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
+from app.services.thumbnails import Thumbnails
 from app.services.uploads import Uploads
 from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 from app.services.webhook_inbox import MEMORY, WebhookInbox
@@ -94,6 +95,7 @@ class Runtime:
     outbound: Outbound
     uploads: Uploads
     inputs: Inputs
+    thumbnails: Thumbnails
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -290,6 +292,8 @@ async def open_runtime(
         outbound = Outbound(settings.outbound_hosts)
         stack.push_async_callback(outbound.aclose)
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
+        thumbnails = Thumbnails(ledger, store)
+        stack.push_async_callback(thumbnails.aclose)
         yield Runtime(
             settings=settings,
             database=database,
@@ -319,6 +323,7 @@ async def open_runtime(
             outbound=outbound,
             uploads=uploads,
             inputs=_open_inputs(settings, outbound, uploads, store, client, links),
+            thumbnails=thumbnails,
         )
 
 
@@ -405,6 +410,7 @@ async def open_worker(
             reconciler=reconciler,
             durations=durations,
             callback_base_url=settings.callback_base_url,
+            on_stored=base.thumbnails.offer,
         )
         engine = Engine(
             ledger=base.ledger,
@@ -426,6 +432,7 @@ async def open_worker(
         engine.start()
         watcher.start()
         heartbeat.start()
+        base.thumbnails.start()
         settle_memory()
         log.info("worker.ready", concurrency=settings.worker_concurrency)
         try:
