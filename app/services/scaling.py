@@ -7,6 +7,7 @@ when a picture came in (`pictures`): a large one is taken in strips.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
@@ -19,6 +20,11 @@ _QUALITY: Final = 80
 _STRIP: Final = 4 * 1024 * 1024  # pixels
 _LONGEST_PROFILE: Final = 16 * 1024  # bytes
 _ORIENTATION: Final = 0x0112  # the tag of Exif
+# What is raised about data that are broken; warnings are exceptions only where they are errors.
+_NONSENSE: Final = (
+    *(SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error),
+    UserWarning,
+)
 _UPRIGHT: Final[Mapping[int, Image.Transpose]] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,7 +98,7 @@ def _plain(picture: Image.Image) -> Image.Image:
 def _orientation(picture: Image.Image) -> int:
     try:
         found = picture.getexif().get(_ORIENTATION)
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError):
+    except _NONSENSE:
         return 1  # data about the picture are broken, not the picture
     return found if isinstance(found, int) else 1
 
