@@ -22,6 +22,7 @@ from app.api import (
     documentation,
     endpoints,
     keys,
+    manifest,
     media,
     ops,
     problems,
@@ -92,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         debug=False,  # a traceback never leaves in an answer; DEBUG makes logs wordy
     )
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
+    app.include_router(manifest.router, prefix=settings.api_v1_prefix)
     app.include_router(keys.router, prefix=settings.api_v1_prefix)
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)

@@ -20,10 +20,9 @@ _QUALITY: Final = 80
 _STRIP: Final = 4 * 1024 * 1024  # pixels
 _LONGEST_PROFILE: Final = 16 * 1024  # bytes
 _ORIENTATION: Final = 0x0112  # the tag of Exif
-# What is raised about data that are broken; warnings are exceptions only where they are errors.
+# What is raised for data about a picture that make no sense.
 _NONSENSE: Final = (
     *(SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error),
-    UserWarning,
 )
 _UPRIGHT: Final[Mapping[int, Image.Transpose]] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -94,6 +94,7 @@ def test_it_stands_upright(kind: str, orientation: int) -> None:
     assert not found.getexif(), "nothing goes along that would turn it again"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff"]
 )
