@@ -39,10 +39,20 @@ from app.domain.state import JobState
 from app.services.backlog import Backlog
 from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
+from app.services.credentials import (
+    Certificate,
+    Credentials,
+    UnusableCertificate,
+    load_certificate,
+)
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
-from app.services.housekeeping import ForgetSubmissions, RemoveUnusedUploads
+from app.services.housekeeping import (
+    ForgetSubmissions,
+    RemoveStrays,
+    RemoveUnusedUploads,
+)
 from app.services.inputs import Inputs
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
@@ -157,6 +167,17 @@ def prices_of(settings: Settings) -> PriceTable:
         return load_prices(settings.price_file)
     except UnusablePrices as error:
         refuse_to_start("price_file", f"{error}: see docs/money.md")
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Give what pictures are signed with, if they are; a wrong one ends the process."""
+    chain, key = settings.c2pa_certificate_file, settings.c2pa_private_key_file
+    if chain is None or key is None:
+        return None
+    try:
+        return load_certificate(chain, key)
+    except UnusableCertificate as error:
+        refuse_to_start("c2pa_certificate_file", f"{error}: see docs/provenance.md")
 
 
 def _open_gatekeeper(
@@ -381,6 +402,7 @@ def _duties(
         EndOutOfTime(ledger, engine),
         ForgetSubmissions(ledger),
         RemoveUnusedUploads(base.uploads),
+        RemoveStrays(ledger, base.store),
     )
 
 
@@ -397,6 +419,9 @@ async def open_worker(
         # (docs/adr/0006); the API's reads by key are better off with them.
         session={"plan_cache_mode": "force_custom_plan"},
     ) as base:
+        certificate = certificate_of(settings)
+        if certificate is not None:
+            base.store.sign_with(Credentials(base.ledger, certificate))
         durations = Durations()
         reconciler = Reconciler(base.ledger, base.client)
         runner = JobRunner(
