@@ -24,6 +24,7 @@ from app.api import (
     endpoints,
     keys,
     live,
+    manifest,
     media,
     ops,
     problems,
@@ -101,6 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
     app.include_router(live.router, prefix=settings.api_v1_prefix)
+    app.include_router(manifest.router, prefix=settings.api_v1_prefix)
     app.include_router(keys.router, prefix=settings.api_v1_prefix)
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)

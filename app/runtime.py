@@ -41,12 +41,19 @@ from app.services.backlog import Backlog
 from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
 from app.services.courier import Courier
+from app.services.credentials import (
+    Certificate,
+    Credentials,
+    UnusableCertificate,
+    load_certificate,
+)
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
 from app.services.housekeeping import (
     ForgetNotifications,
     ForgetSubmissions,
+    RemoveStrays,
     RemoveUnusedUploads,
 )
 from app.services.inputs import Inputs
@@ -62,6 +69,7 @@ from app.services.outbound import Outbound
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
+from app.services.thumbnails import Thumbnails
 from app.services.uploads import Uploads
 from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 from app.services.webhook_inbox import MEMORY, WebhookInbox
@@ -110,6 +118,7 @@ class Runtime:
     inputs: Inputs
     live: Live
     owner_secrets: OwnerSecrets
+    thumbnails: Thumbnails
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event
 
@@ -179,6 +188,17 @@ def prices_of(settings: Settings) -> PriceTable:
         return load_prices(settings.price_file)
     except UnusablePrices as error:
         refuse_to_start("price_file", f"{error}: see docs/money.md")
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Give what pictures are signed with, if they are; a wrong one ends the process."""
+    chain, key = settings.c2pa_certificate_file, settings.c2pa_private_key_file
+    if chain is None or key is None:
+        return None
+    try:
+        return load_certificate(chain, key)
+    except UnusableCertificate as error:
+        refuse_to_start("c2pa_certificate_file", f"{error}: see docs/provenance.md")
 
 
 def _open_gatekeeper(
@@ -320,6 +340,8 @@ async def open_runtime(
         outbound = Outbound(settings.outbound_hosts, max_connections=MOST_CALLS)
         stack.push_async_callback(outbound.aclose)
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
+        thumbnails = Thumbnails(ledger, store)
+        stack.push_async_callback(thumbnails.aclose)
         yield Runtime(
             settings=settings,
             database=database,
@@ -352,6 +374,7 @@ async def open_runtime(
             live=live,
             stopping=stopping,
             owner_secrets=OwnerSecrets(signing_keys_of(settings)),
+            thumbnails=thumbnails,
         )
 
 
@@ -410,6 +433,7 @@ def _duties(
         ForgetSubmissions(ledger),
         ForgetNotifications(ledger),
         RemoveUnusedUploads(base.uploads),
+        RemoveStrays(ledger, base.store),
     )
 
 
@@ -449,6 +473,9 @@ async def open_worker(
         ) as base,
         _open_courier(settings, base) as courier,
     ):
+        certificate = certificate_of(settings)
+        if certificate is not None:
+            base.store.sign_with(Credentials(base.ledger, certificate))
         durations = Durations()
         reconciler = Reconciler(base.ledger, base.client)
         runner = JobRunner(
@@ -462,6 +489,7 @@ async def open_worker(
             reconciler=reconciler,
             durations=durations,
             callback_base_url=settings.callback_base_url,
+            on_stored=base.thumbnails.offer,
         )
         engine = Engine(
             ledger=base.ledger,
@@ -484,6 +512,7 @@ async def open_worker(
         watcher.start()
         courier.start()
         heartbeat.start()
+        base.thumbnails.start()
         settle_memory()
         log.info("worker.ready", concurrency=settings.worker_concurrency)
         try:

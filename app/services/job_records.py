@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from app.domain.generation import Failure, GenerationRequest
+from app.domain.provenance import Provenance
 from app.domain.state import Attempt, AttemptState, JobState, Stage, Status
 from app.models import account, notice
 from app.models import job as tables
@@ -39,6 +40,7 @@ JOBS = table_of(tables.Job)
 ATTEMPTS = table_of(tables.Attempt)
 ASSETS = table_of(tables.Asset)
 EVENTS = table_of(tables.JobEvent)
+STRAYS = table_of(tables.Stray)
 UPLOADS = table_of(account.Upload)
 ENDPOINTS = table_of(notice.Endpoint)
 
@@ -51,7 +53,8 @@ class Claim:
 
     `is_fresh` tells that this claim itself intended the attempt in `state`: nothing was
     sent yet.  Otherwise a SENT attempt without handle may have been bought.  `began` is this
-    process's monotonic clock before the claim was asked for.
+    process's monotonic clock before the claim was asked for.  `has_pictures`: there are
+    pictures among the inputs.
     """
 
     job_id: UUID
@@ -65,6 +68,7 @@ class Claim:
     now: datetime
     is_fresh: bool = False
     began: float = 0.0
+    has_pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class StoredOutput:
     size_bytes: int
     width: int
     height: int
+    provenance: Provenance | None = None
 
 
 _latest_attempt = (
@@ -233,4 +238,5 @@ def read_claim(
         now=row.now,
         is_fresh=is_fresh,
         began=began,
+        has_pictures=bool(row.uploads),
     )

@@ -24,7 +24,13 @@ from pydantic import BaseModel, ConfigDict
 
 from app.api.connection import BoundedConnection
 from app.core.config import Settings, get_settings
-from app.models import key_schemas, money_schemas, schemas, webhook_schemas
+from app.models import (
+    key_schemas,
+    manifest_schemas,
+    money_schemas,
+    schemas,
+    webhook_schemas,
+)
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -67,6 +73,7 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("GET", "/jobs", 200): schemas.JobPage,
     ("POST", "/jobs/{job_id}/cancel", 200): schemas.Job,
     ("POST", "/jobs/{job_id}/retry", 202): schemas.Job,
+    ("GET", "/jobs/{job_id}/manifest", 200): manifest_schemas.Manifest,
     ("GET", "/models", 200): schemas.ModelList,
     ("POST", "/keys", 201): key_schemas.NewKey,
     ("GET", "/keys", 200): key_schemas.KeyPage,

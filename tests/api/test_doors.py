@@ -44,6 +44,7 @@ NEEDED = {
     "POST /api/v1/jobs/{job_id}/cancel": Scope.GENERATE,
     "POST /api/v1/jobs/{job_id}/retry": Scope.GENERATE,
     "DELETE /api/v1/jobs/{job_id}": Scope.GENERATE,
+    "GET /api/v1/jobs/{job_id}/manifest": Scope.READ,
     "GET /api/v1/models": Scope.READ,
     "GET /api/v1/jobs/{job_id}/events": Scope.READ,
     "GET /api/v1/events": Scope.READ,
