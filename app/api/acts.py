@@ -7,22 +7,26 @@ other is as unknown as one that does not exist.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Final
 from uuid import UUID
 
 from fastapi import Request
+from sqlalchemy import Row
 
 from app.api.deps import promptly, runtime_of
 from app.api.guard import admit_again, caller_of
 from app.api.intake import Accepted, earlier, new_job, once_of, take_in
 from app.domain.errors import Conflict, ServiceError, Unavailable
 from app.domain.events import CancelRequested
-from app.domain.generation import GenerationRequest
+from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Status
 from app.runtime import Runtime
 from app.services import job_service
 from app.services.job_service import Change, Deleted, Outcome
+from app.services.repeats import Once
+from app.services.translation import CommonRequest
 
-MOST_AT_ONCE = 100  # jobs in one request
+_SEED: Final = "seed"
 
 Refusals = Mapping[UUID, ServiceError]
 
@@ -75,15 +79,44 @@ async def retry(
     `operation` is what an `Idempotency-Key` of the request counts for.  Raise `NotFound`,
     `Conflict` for a live job, and whatever forbids a new one.
     """
-    runtime, caller = runtime_of(request), caller_of(request)
-    record = await runtime.ledger.read(job_id, realm=caller.realm)
-    old = record.row
+    runtime, realm = runtime_of(request), caller_of(request).realm
+    old = (await runtime.ledger.read(job_id, realm=realm)).row
     once = once_of(request, operation, old.id)
     if once and (found := await earlier(runtime, old.owner, once)):
         return found
     if not Status(old.status).is_terminal:
         raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
-    sent = await runtime.inputs.refresh(old.owner, old.input, old.uploads)
+    return await _again(request, old, old.input, retry_of=old.id, once=once)
+
+
+async def vary(request: Request, job_id: UUID) -> Accepted:
+    """Accept a new job with the same input but for the seed, which is chosen anew.
+
+    Raise `NotFound`, `Conflict` for a model that takes none, and whatever forbids a job.
+    """
+    runtime, realm = runtime_of(request), caller_of(request).realm
+    old = (await runtime.ledger.read(job_id, realm=realm)).row
+    if _SEED not in old.input:
+        raise Conflict("The model takes no seed: run the job again as it is.")
+    others = {name: value for name, value in old.input.items() if name != _SEED}
+    prepared = await runtime.catalogue.prepare(
+        CommonRequest(model=old.model, prompt=old.prompt, parameters=others)
+    )
+    varied = {**old.input, _SEED: prepared.input[_SEED]}
+    return await _again(request, old, varied, retry_of=None, once=None)
+
+
+async def _again(
+    request: Request,
+    old: Row[Any],
+    wanted: Mapping[str, JSON],
+    *,
+    retry_of: UUID | None,
+    once: Once | None,
+) -> Accepted:
+    """Accept a job like another one, its owner's, with addresses that work again."""
+    runtime = runtime_of(request)
+    sent = await runtime.inputs.refresh(old.owner, wanted, old.uploads)
     await admit_again(request)
     job = new_job(
         request,
@@ -93,7 +126,7 @@ async def retry(
         priority=old.priority,
         metadata=old.metadata,
         webhook_url=old.webhook_url,
-        retry_of=old.id,
+        retry_of=retry_of,
         warnings=not_yet(old.webhook_url),
         uploads=old.uploads,
         once=once,

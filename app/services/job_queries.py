@@ -47,12 +47,16 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs to list; None means any.  `text` is looked for in the prompt."""
+    """Which jobs to list; None means any.  `text` is looked for in the prompt.
+
+    `size` is the width and height of a picture of the job, in pixels.
+    """
 
     owner: str | None = None
     status: str | None = None
     model: str | None = None
     text: str | None = None
+    size: tuple[int, int] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
 
@@ -121,6 +125,12 @@ def _narrow(query: Select[Any], wanted: JobFilter) -> Select[Any]:
         query = query.where(JOBS.c.model == wanted.model)
     if wanted.text is not None:
         query = query.where(JOBS.c.prompt.icontains(wanted.text, autoescape=True))
+    if wanted.size is not None:
+        width, height = wanted.size
+        sized = select(ASSETS.c.job_id).where(
+            ASSETS.c.width == width, ASSETS.c.height == height
+        )
+        query = query.where(JOBS.c.id.in_(sized))
     # Ids are in time order: bounding them lets the primary key find the moment.
     if wanted.created_after is not None:
         query = query.where(
