@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -24,6 +24,7 @@ from app.core.config import Settings, refuse_to_start
 from app.core.counters import SharedCounters
 from app.core.database import close_engine, open_engine
 from app.core.heartbeat import Heartbeat
+from app.core.hints import Hints
 from app.core.leasing import Leadership
 from app.core.links import LinkSigner, derived_key
 from app.core.lifeline import Lifeline
@@ -46,6 +47,7 @@ from app.services.housekeeping import ForgetSubmissions, RemoveUnusedUploads
 from app.services.inputs import Inputs
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
+from app.services.live import Live
 from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
@@ -62,6 +64,7 @@ from app.services.webhook_signatures import SignatureCheck, SigningSecret
 log = structlog.get_logger("app.runtime")
 
 ADVANCE_TASK = "mediagen.advance_job"
+EVENTS_CHANNEL = "mediagen:events"
 CATALOGUE_TTL = timedelta(hours=1)
 REDIS_TIMEOUT = 0.5  # seconds
 LINK_SLACK = timedelta(hours=1)  # a model may read its input late
@@ -94,8 +97,9 @@ class Runtime:
     outbound: Outbound
     uploads: Uploads
     inputs: Inputs
+    live: Live
     # Set when the process was asked to stop: whoever waits on purpose answers now.
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: asyncio.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +287,18 @@ async def open_runtime(
         bell = Bell(publisher_app(settings.redis_url.get_secret_value()), ADVANCE_TASK)
         bell.start()
         stack.callback(bell.stop)
+        hints = Hints(redis, EVENTS_CHANNEL)
+        stack.push_async_callback(hints.aclose)
         ledger = Ledger(
             database,
             policy_of(settings),
             on_end=partial(_count_end, counters),
+            on_events=hints.give,
             budget=budget_of(settings),
         )
+        stopping = asyncio.Event()
+        live = Live(ledger, hints, stopping)
+        stack.push_async_callback(live.aclose)
         gatekeeper, quotas = _open_gatekeeper(settings, stack, redis, ledger, counters)
         links = links_of(settings)
         outbound = Outbound(settings.outbound_hosts)
@@ -323,6 +333,8 @@ async def open_runtime(
             outbound=outbound,
             uploads=uploads,
             inputs=_open_inputs(settings, outbound, uploads, store, client, links),
+            live=live,
+            stopping=stopping,
         )
 
 

@@ -20,7 +20,7 @@ from app.domain import journal
 from app.domain.events import Event, Expired, WentSilent
 from app.domain.generation import GenerationRequest
 from app.domain.state import AttemptState, JobState, Stage
-from app.services import accounts, file_locks
+from app.services import accounts, event_log, file_locks
 from app.services.accounts import Movement
 from app.services.job_records import (
     ASSETS,
@@ -250,6 +250,8 @@ class Writes:
         names = [name for name, found in rows.items() if found]
         if not names:
             return
+        if self._events:
+            event_log.mark(conn)
         values: dict[str, Any] = {}
         for name in names:
             values |= arrays(rows[name], _WRITES[name][1], alias=name)

@@ -22,6 +22,7 @@ from app.domain.errors import InProgress, NotFound, ServiceError, Unavailable
 from app.domain.policy import Policy
 from app.domain.state import JobState
 from app.services import (
+    event_log,
     file_locks,
     job_queries,
     job_service,
@@ -89,16 +90,19 @@ class Ledger:
         policy: Policy,
         *,
         on_end: OnEnd = _ignore_end,
+        on_events: Callable[[], None] = lambda: None,
         budget: Budget = Budget(),
     ) -> None:
         """`on_end(state)` is told of every job that finished here, after the commit.
 
+        `on_events()` is called after every commit that added to the log of events.
         `budget` is what all jobs together may cost.
         """
         self.engine = engine
         self.policy = policy
         self.budget = budget
         self._on_end = on_end
+        self._on_events = on_events
         self._submits: Batcher[NewJob, Birth] = Batcher(
             self._submit, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
         )
@@ -199,7 +203,11 @@ class Ledger:
         """
         with _translated():
             async with self.engine.begin() as conn:
+                event_log.take_mark(conn)  # of one that was rolled back
                 yield conn
+                has_events = event_log.take_mark(conn)
+        if has_events:
+            self._on_events()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:

@@ -34,7 +34,7 @@ from app.domain.admission import SERVICE, Account, Terms, objection
 from app.domain.errors import InProgress, KeyReused, ServiceError
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Stage, Status
-from app.services import accounts, repeats
+from app.services import accounts, event_log, repeats
 from app.services.accounts import Movement
 from app.services.job_records import EVENTS, JOBS
 from app.services.repeats import Earlier, Once, Place
@@ -311,6 +311,7 @@ async def _insert(
     # One row each, also when a submit was repeated within the batch.
     fresh = list({job.id: job for job in jobs if job.id in born}.values())
     if fresh:
+        event_log.mark(conn)
         await _book(conn, fresh, deadline, born)
     if repeated := [job.id for job in jobs if job.id not in born]:
         born |= await _find_born(conn, repeated)
