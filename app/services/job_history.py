@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Uuid, bindparam, select
+from sqlalchemy import Uuid, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.services.job_records import ATTEMPTS, EVENTS
@@ -41,8 +41,8 @@ class History:
     `state`, `handle`, `sent_at` and `closed_at`.
     """
 
-    events: Sequence[Row[Any]]
-    attempts: Sequence[Row[Any]]
+    events: Sequence[Any]
+    attempts: Sequence[Any]
 
 
 async def history(conn: AsyncConnection, job_id: UUID) -> History:

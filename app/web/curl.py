@@ -53,4 +53,3 @@ def _named(value: JSON, upload: JSON) -> JSON:
             item if one is None else f"upload:{one}" for item, one in zip(value, upload)
         ]
     return value
-

@@ -16,6 +16,7 @@ What every template knows besides what it is given:
     path        of this request; `origin`: our address as the caller sees it
     is_htmx     whether a piece was asked for
     service     the name of the service
+    words_of(status, stage)    where a job stands, in plain words
     static_url("app.css"), and the filters below: ago, moment, money, size, span, count
 
 Everything is escaped unless marked `|safe`; a name a template does not know is an error.  The
@@ -41,6 +42,7 @@ from markupsafe import Markup
 from app.api.safe_headers import CSP
 from app.domain.access import Caller
 from app.web.static_files import static_url
+from app.web.words import words_of
 
 HTMX_REQUEST: Final = "hx-request"
 Kind = Literal["good", "bad", "note"]
@@ -236,6 +238,7 @@ def _open_templates() -> Environment:
         auto_reload=False,
     )
     environment.globals["static_url"] = static_url
+    environment.globals["words_of"] = words_of
     for one in (moment, ago, money, size, span, count):
         environment.filters[one.__name__] = one
     return environment

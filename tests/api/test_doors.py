@@ -66,6 +66,18 @@ NEEDED = {
 # The same for pages, which believe the cookie of who is signed in; None: open to all.
 PAGES: dict[str, Scope | None] = {
     "GET /": Scope.READ,
+    "GET /jobs/{job_id}": Scope.READ,
+    "GET /ui/gallery": Scope.READ,
+    "GET /ui/cards": Scope.READ,
+    "GET /ui/events": Scope.READ,
+    "GET /ui/jobs/{job_id}/panel": Scope.READ,
+    "POST /ui/download": Scope.READ,
+    "POST /ui/selection": Scope.GENERATE,
+    "POST /ui/jobs/{job_id}/cancel": Scope.GENERATE,
+    "POST /ui/jobs/{job_id}/retry": Scope.GENERATE,
+    "POST /ui/jobs/{job_id}/vary": Scope.GENERATE,
+    "POST /ui/jobs/{job_id}/delete": Scope.GENERATE,
+    "POST /ui/jobs/{job_id}/download": Scope.READ,
     "GET /signin": None,
     "POST /signin": None,
     "POST /signout": None,
