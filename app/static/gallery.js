@@ -143,7 +143,7 @@
     shown.querySelector("[data-words]").textContent = news.words;
     const bar = shown.querySelector("[data-progress]");
     const percent = shown.querySelector("[data-percent]");
-    if (news.progress === null) {
+    if (!news.progress) {
       bar.removeAttribute("value");
       percent.textContent = "";
     } else {
@@ -247,7 +247,8 @@
     const chosen = all.filter((box) => box.checked).length;
     form.hidden = !all.length;
     form.dataset.count = chosen;
-    form.querySelector("[data-picked]").textContent = chosen ? `${chosen} chosen` : "Choose pictures to";
+    form.classList.toggle("is-quiet", !chosen);
+    form.querySelector("[data-picked]").textContent = chosen ? `${chosen} chosen` : "Nothing chosen";
     for (const button of form.querySelectorAll("[data-needs-choice]")) {
       button.disabled = !chosen;
     }

@@ -33,6 +33,7 @@ _PHASES: Final = (
     ("generating", "Drawing"),
     ("storing", "Saving"),
 )
+_HARDLY: Final = 0.01  # seconds
 
 
 # ------------------------------------------------------------------------------ looking
@@ -87,12 +88,18 @@ class Phase:
 
 
 def phases_of(timings: Mapping[str, float | None]) -> list[Phase]:
-    """Divide the bar among the phases that have been reached."""
+    """Divide the bar of a finished job among its phases; of a live one nothing is known yet."""
+    whole = timings["total"]
+    if whole is None:
+        return []
     known = [
         (name, words, seconds)
         for name, words in _PHASES
         if (seconds := timings[name]) is not None
     ]
+    rest = whole - sum(seconds for _, _, seconds in known)
+    if rest > _HARDLY:  # it ended in a phase that was not completed
+        known.append(("rest", "Until its end", rest))
     total = sum(seconds for _, _, seconds in known) or 1.0
     phases: list[Phase] = []
     start = 0.0
