@@ -25,7 +25,7 @@ from app.web.words import words_of
 
 router = APIRouter(route_class=PageRoute)
 
-_SILENCE: Final = (
+SILENCE: Final = (
     10.0  # seconds after which a sign of life is sent, and the key looked at
 )
 _COME_BACK: Final = b"retry: 1000\n\n"  # milliseconds after a connection was lost
@@ -60,7 +60,7 @@ async def _tell(request: Request) -> AsyncIterator[bytes]:
     try:
         async with live.follow(realm, after=after) as follower:
             while not follower.is_over:
-                heard = await follower.heard(_SILENCE)
+                heard = await follower.heard(SILENCE)
                 await admit_again(request)
                 if caller_of(request).realm != realm:
                     return

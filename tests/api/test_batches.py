@@ -104,7 +104,7 @@ async def test_a_repeat_with_the_same_key_buys_nothing_twice(api: Api) -> None:
 
 
 async def test_many_are_deleted_with_files_nobody_else_has(api: Api) -> None:
-    (first, data), (twin, _) = await completed(api, 1), await completed(api, 1)
+    (first, _), (twin, _) = await completed(api, 1), await completed(api, 1)
     other, _ = await completed(api, 2)
     live = (await api.generate(PROMPT)).job_id
     paths = [(await api.job(one)).image_path for one in (first, other)]

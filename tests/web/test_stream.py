@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from app.domain.events import Progressed, Started
+from app.web import stream
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve, emptied
 from tests.api.keyed import KEYS_ON, keyed
@@ -91,8 +92,9 @@ async def test_a_position_nobody_gave_resets_the_page(api: Api) -> None:
 
 
 async def test_one_hears_of_ones_own_and_only_while_the_key_is_valid(
-    serve: Serve, sandbox: Sandbox
+    serve: Serve, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stream, "SILENCE", 0.2)
     api: Api = await serve(sandbox, **KEYS_ON)
     jobs = JobTable(api.app.state.runtime.database)
     async with keyed(api) as people, visiting(api) as bob:

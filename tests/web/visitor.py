@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ class Visitor:
         self.client = client
         self._token = ""
 
-    async def look(self, path: str, *, htmx: bool = False, **query: str) -> str:
+    async def look(self, path: str, *, htmx: bool = False, **query: Any) -> str:
         """Read a page, or a piece of one; it must be there."""
         answer = await self.get(path, htmx=htmx, **query)
         assert answer.status_code == 200, answer.text
@@ -32,13 +32,13 @@ class Visitor:
         return answer.text
 
     async def get(
-        self, path: str, *, htmx: bool = False, **query: str
+        self, path: str, *, htmx: bool = False, **query: Any
     ) -> httpx.Response:
         """Ask for a page, whatever comes."""
         return await self.client.get(path, params=query or None, headers=_headers(htmx))
 
     async def send(
-        self, path: str, *, htmx: bool = False, **fields: str | Sequence[str]
+        self, path: str, *, htmx: bool = False, **fields: Any
     ) -> httpx.Response:
         """Send a form with the token of the page that was looked at last."""
         data: dict[str, Any] = {"csrf_token": self._token} | fields
