@@ -159,10 +159,9 @@ def signing_keys_of(settings: Settings) -> list[bytes]:
 
 def links_of(settings: Settings) -> MediaLinks:
     """Give what makes and checks the addresses of files; the same in every process."""
+    lifetime = timedelta(seconds=settings.media_link_seconds)
     return MediaLinks(
-        LinkSigner(
-            signing_keys_of(settings), timedelta(seconds=settings.media_link_seconds)
-        ),
+        LinkSigner(signing_keys_of(settings), lifetime),
         public_base_url=settings.public_base_url,
         is_guarded=settings.demands_keys,
     )

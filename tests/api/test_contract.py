@@ -58,6 +58,8 @@ async def test_every_route_is_described(api: Api) -> None:
     assert set(found["paths"]) == {
         *("/api/v1/generate", "/api/v1/status/{job_id}", "/api/v1/jobs"),
         *("/api/v1/jobs/{job_id}/cancel", "/api/v1/jobs/{job_id}/retry"),
+        *("/api/v1/jobs/cancel", "/api/v1/jobs/retry", "/api/v1/jobs/delete"),
+        "/api/v1/jobs/download",
         *("/api/v1/jobs/{job_id}", "/api/v1/models", "/api/v1/health"),
         *("/api/v1/jobs/{job_id}/events", "/api/v1/events"),
         "/api/v1/jobs/{job_id}/manifest",
@@ -111,7 +113,7 @@ async def test_documentation_is_served(api: Api, path: str) -> None:
     assert "/openapi.json" in answer.text
 
 
-async def test_a_visitor_is_led_to_the_documentation(api: Api) -> None:
+async def test_a_program_is_led_to_the_documentation(api: Api) -> None:
     answer = await api.client.get("/")
 
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")

@@ -1,0 +1,55 @@
+"""Jobs as the pages show them: what the JSON API tells, and what a browser needs besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from app.api.views import job_body
+from app.core.breaker import BreakerState
+from app.core.circuit import Condition
+from app.domain.state import Status
+from app.runtime import Runtime
+from app.services.job_queries import JobRecord
+
+_NOTHING_WRONG = BreakerState(Condition.CLOSED)
+
+
+async def jobs_shown(
+    runtime: Runtime, records: Sequence[JobRecord]
+) -> list[dict[str, Any]]:
+    """Give what templates know of jobs: `views.job_body`, and
+
+    * `is_cancelling`: somebody asked for its end, and the provider has not agreed yet;
+    * of every output `small`, the address of a picture for a card, `srcset` where there are
+      several sizes of it, and `colour`, None until it is known.
+
+    Addresses of pictures are paths: a page shows only what comes from its own host.
+    """
+    # Where PUBLIC_BASE_URL is another name of ours, a browser would refuse what is there.
+    addresses = replace(runtime.links.now(), base="")
+    breaker = _NOTHING_WRONG
+    if any(record.row.status == Status.PENDING for record in records):
+        breaker = await runtime.breaker.state()
+    return [
+        _complete(record, job_body(record, addresses, breaker)) for record in records
+    ]
+
+
+def _complete(record: JobRecord, body: dict[str, Any]) -> dict[str, Any]:
+    is_live = not Status(record.row.status).is_terminal
+    return body | {
+        "is_cancelling": is_live and record.row.is_cancel_requested,
+        "outputs": [_output(output) for output in body["outputs"]],
+    }
+
+
+def _output(output: Mapping[str, Any]) -> dict[str, Any]:
+    sizes: Mapping[str, str] = output.get("thumbnails") or {}
+    return {
+        **output,
+        "colour": output.get("colour"),
+        "small": sizes.get("768", output["url"]),
+        "srcset": ", ".join(f"{url} {width}w" for width, url in sizes.items()),
+    }
