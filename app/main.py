@@ -25,6 +25,7 @@ from app.api import (
     media,
     ops,
     problems,
+    queue,
     uploads,
     usage,
 )
@@ -34,7 +35,7 @@ from app.api.safe_headers import RawHeaders, safe_headers
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
-from app.models import key_schemas, schemas
+from app.models import key_schemas, queue_schemas, schemas
 from app.runtime import open_runtime, prices_of, settle_memory
 
 if sys.platform != "win32":  # where the server has its fast parser
@@ -96,6 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
     app.include_router(uploads.router, prefix=settings.api_v1_prefix)
+    app.include_router(queue.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)
@@ -165,6 +167,7 @@ _DESCRIBED = (
     schemas.Problem,
     key_schemas.KeyRequest,
     key_schemas.KeyChange,
+    queue_schemas.PauseRequest,
 )
 
 

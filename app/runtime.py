@@ -51,6 +51,7 @@ from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
 from app.services.prices import UnusablePrices, load_prices
 from app.services.outbound import Outbound
+from app.services.pausing import Obstacle, Pausing
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
@@ -89,6 +90,7 @@ class Runtime:
     inbox: WebhookInbox
     gatekeeper: Gatekeeper
     backlog: Backlog
+    pausing: Pausing
     prices: PriceTable
     quotas: Quotas
     outbound: Outbound
@@ -96,6 +98,14 @@ class Runtime:
     inputs: Inputs
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def obstacle(self) -> Obstacle:
+        """Say what keeps pending jobs from starting.  Never raises, and is cheap to ask."""
+        queue = await self.pausing.state()
+        if queue.is_paused:
+            return Obstacle("paused", queue.since)
+        breaker = await self.breaker.state()
+        return Obstacle(breaker.reason, breaker.since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +324,7 @@ async def open_runtime(
             inbox=_open_inbox(settings, stack, redis, ledger, client.webhook_secret),
             gatekeeper=gatekeeper,
             backlog=Backlog(ledger, settings.max_pending_jobs),
+            pausing=Pausing(ledger),
             prices=prices,
             quotas=quotas,
             outbound=outbound,
@@ -411,6 +422,7 @@ async def open_worker(
             runner=runner,
             purchases=GuardedBucket(base.breaker, base.throttle.creates),
             concurrency=settings.worker_concurrency,
+            is_paused=base.pausing.is_paused,
         )
         watcher = Watcher(
             ledger=base.ledger,

@@ -43,8 +43,6 @@ from app.api.views import (
     model_body,
     respond,
 )
-from app.core.breaker import BreakerState
-from app.core.circuit import Condition
 from app.core.stopping import pause
 from app.domain.access import Scope
 from app.domain.errors import Conflict, Forbidden
@@ -58,6 +56,7 @@ from app.services.job_queries import JobFilter, JobRecord
 from app.services.job_records import PRIORITIES
 from app.services.job_service import Change
 from app.services.media_links import Addresses
+from app.services.pausing import Obstacle
 from app.services.translation import CommonRequest
 
 router = APIRouter(route_class=GuardedRoute)
@@ -226,16 +225,16 @@ async def status(
 
 
 async def _tell(runtime: Runtime, record: JobRecord, addresses: Addresses) -> Response:
-    breaker = await _breaker(runtime, (record,))
+    obstacle = await _obstacle(runtime, (record,))
     headers = {"ETag": etag_with_links(record, addresses)}
-    return respond(job_body(record, addresses, breaker), headers=headers)
+    return respond(job_body(record, addresses, obstacle), headers=headers)
 
 
-async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerState:
+async def _obstacle(runtime: Runtime, records: Sequence[JobRecord]) -> Obstacle:
     """Say what keeps pending jobs waiting; nobody is asked when none of these is pending."""
     if any(record.row.status == Status.PENDING for record in records):
-        return await runtime.breaker.state()
-    return BreakerState(Condition.CLOSED)
+        return await runtime.obstacle()
+    return Obstacle()
 
 
 async def _wait_for(
@@ -301,10 +300,10 @@ async def jobs(
     )
     found = await promptly(_page(runtime, wanted, before, limit + 1))
     shown = found[:limit]
-    addresses, breaker = runtime.links.now(), await _breaker(runtime, shown)
+    addresses, obstacle = runtime.links.now(), await _obstacle(runtime, shown)
     return respond(
         {
-            "items": [job_body(record, addresses, breaker) for record in shown],
+            "items": [job_body(record, addresses, obstacle) for record in shown],
             "next_cursor": (
                 write_cursor(shown[-1].row.id) if len(found) > limit else None
             ),

@@ -205,8 +205,8 @@ async def _tell(
         "Retry-After": "1",
         **marks,
     }
-    breaker = await runtime.breaker.state()
-    return respond(newborn_body(job, born, breaker), 202, headers)
+    obstacle = await runtime.obstacle()
+    return respond(newborn_body(job, born, obstacle), 202, headers)
 
 
 async def estimate(runtime: Runtime, job: NewJob) -> Response:
@@ -216,6 +216,7 @@ async def estimate(runtime: Runtime, job: NewJob) -> Response:
     usual = await promptly(_usual_seconds(runtime, job.request.model))
     cost = cost_of(runtime, job.request, job.num_outputs)
     per_minute = runtime.settings.provider_creates_per_minute
+    queue = await runtime.pausing.state()
     return respond(
         {
             "model": job.request.model,
@@ -225,6 +226,7 @@ async def estimate(runtime: Runtime, job: NewJob) -> Response:
             "cost": cost and {"low_usd": plain(cost.low), "high_usd": plain(cost.high)},
             "queue": {
                 "pending": pending,
+                "is_paused": queue.is_paused,
                 "starts_within_seconds": round(pending * 60 / per_minute, 1),
                 "generates_in_seconds": usual,
             },

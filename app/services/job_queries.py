@@ -15,6 +15,7 @@ from sqlalchemy import (
     Select,
     Text,
     Uuid,
+    and_,
     bindparam,
     func,
     literal_column,
@@ -27,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.generation import GenerationRequest
 from app.services.job_records import ASSETS, ATTEMPTS, EVENTS, JOBS
+from app.services.switches import IS_PAUSED
 
 # How far the clocks of the processes that make ids may be from the database's.
 CLOCK_SKEW = timedelta(minutes=5)
@@ -154,7 +156,7 @@ _DUE_LOOKS = (
 _COUNT_DUE_STARTS = select(func.count()).select_from(
     select(JOBS.c.id)
     .where(JOBS.c.status == literal_column("'pending'"))
-    .where(JOBS.c.due_at <= func.now())
+    .where(JOBS.c.due_at <= func.now(), ~IS_PAUSED)
     .order_by(JOBS.c.due_at)
     .limit(bindparam("limit"))
     .subquery()
@@ -166,14 +168,14 @@ _LOOKS_AMONG = (
     .where(
         or_(
             JOBS.c.status != literal_column("'pending'"),
-            JOBS.c.deadline_at <= func.now(),
+            and_(JOBS.c.deadline_at <= func.now(), ~IS_PAUSED),
         )
     )
 )
 _OUT_OF_TIME = (
     select(JOBS.c.id)
     .where(JOBS.c.status == literal_column("'pending'"))
-    .where(JOBS.c.deadline_at <= func.now(), JOBS.c.due_at <= func.now())
+    .where(JOBS.c.deadline_at <= func.now(), JOBS.c.due_at <= func.now(), ~IS_PAUSED)
     .limit(bindparam("limit"))
 )
 _OWNED = select(ATTEMPTS.c.handle).where(
@@ -190,7 +192,7 @@ async def due_looks(
 
 
 async def count_due_starts(conn: AsyncConnection, *, limit: int) -> int:
-    """Count pending jobs that may start now, up to `limit`."""
+    """Count pending jobs that may start now, up to `limit`; none while the queue is paused."""
     return await conn.scalar(_COUNT_DUE_STARTS, {"limit": limit}) or 0
 
 
@@ -201,7 +203,7 @@ async def looks_among(conn: AsyncConnection, job_ids: Sequence[UUID]) -> list[UU
 
 
 async def out_of_time(conn: AsyncConnection, *, limit: int) -> list[UUID]:
-    """Name pending jobs whose deadline has passed: a claim ends them."""
+    """Name pending jobs whose deadline has passed: a claim ends them, unless all is paused."""
     return list((await conn.execute(_OUT_OF_TIME, {"limit": limit})).scalars())
 
 

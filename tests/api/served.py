@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.api.connection import BoundedConnection
 from app.core.config import Settings, get_settings
-from app.models import key_schemas, money_schemas, schemas
+from app.models import key_schemas, money_schemas, queue_schemas, schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -72,6 +72,9 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("GET", "/keys", 200): key_schemas.KeyPage,
     ("GET", "/keys/{key_id}", 200): key_schemas.Key,
     ("PATCH", "/keys/{key_id}", 200): key_schemas.Key,
+    ("GET", "/queue", 200): queue_schemas.QueueStatus,
+    ("POST", "/queue/pause", 200): queue_schemas.QueueStatus,
+    ("POST", "/queue/resume", 200): queue_schemas.QueueStatus,
     ("GET", "/audit", 200): key_schemas.AuditPage,
     ("GET", "/usage", 200): money_schemas.Usage,
     ("POST", "/uploads", 201): schemas.Upload,
