@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from app import __version__
 from app.api import (
     audit,
+    batches,
     callbacks,
     documentation,
     endpoints,
@@ -98,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
         debug=False,  # a traceback never leaves in an answer; DEBUG makes logs wordy
     )
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
+    app.include_router(batches.router, prefix=settings.api_v1_prefix)
     app.include_router(keys.router, prefix=settings.api_v1_prefix)
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
@@ -174,6 +176,7 @@ def _describe_limits(document: dict[str, Any]) -> None:
 
 _DESCRIBED = (
     schemas.GenerateRequest,
+    schemas.JobSelection,
     schemas.Problem,
     key_schemas.KeyRequest,
     key_schemas.KeyChange,

@@ -15,6 +15,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from app.api import acts
 from app.api.deps import (
     Cursor,
     Id,
@@ -34,6 +35,7 @@ from app.api.intake import (
     new_job,
     once_of,
     replayed,
+    tell,
 )
 from app.api.problems import documented
 from app.api.views import (
@@ -45,16 +47,14 @@ from app.api.views import (
 )
 from app.core.stopping import pause
 from app.domain.access import Scope
-from app.domain.errors import Conflict, Forbidden
-from app.domain.events import CancelRequested
+from app.domain.errors import Forbidden
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Status
 from app.models import schemas
 from app.runtime import Runtime
-from app.services import job_queries, job_service
+from app.services import job_queries
 from app.services.job_queries import JobFilter, JobRecord
 from app.services.job_records import PRIORITIES
-from app.services.job_service import Change
 from app.services.media_links import Addresses
 from app.services.pausing import Obstacle
 from app.services.translation import CommonRequest
@@ -79,7 +79,7 @@ _BODY = {
     }
 }
 
-_ONCE = {
+ONCE = {
     "parameters": [
         {
             "name": "Idempotency-Key",
@@ -104,7 +104,7 @@ _ONCE = {
             "description": "With `dry_run`: what it would mean.",
         }
     },
-    openapi_extra=_BODY | _ONCE,
+    openapi_extra=_BODY | ONCE,
     tags=["jobs"],
     summary="Submit a job",
 )
@@ -145,7 +145,7 @@ async def generate(
         priority=PRIORITIES[wanted.priority],
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
-        warnings=prepared.warnings + _not_yet(wanted.webhook_url),
+        warnings=prepared.warnings + acts.not_yet(wanted.webhook_url),
         uploads=uploads,
         once=once,
         owner=caller.owner,
@@ -174,13 +174,6 @@ def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> b
     if visibility is None:
         return not runtime.settings.demands_keys
     return visibility == "public"
-
-
-def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
-    """Say what is taken down and not acted upon."""
-    if webhook_url is None:
-        return ()
-    return ("webhook_url is kept but not called yet: read the job's status instead.",)
 
 
 @router.get(
@@ -348,13 +341,9 @@ async def cancel(request: Request, job_id: Id) -> Response:
     A job that was not sent yet is cancelled at once; one under way as soon as the provider
     agrees, and it stays `processing` until then.
     """
-    runtime = runtime_of(request)
-    key, realm = parse_job_id(job_id), caller_of(request).realm
-    change = Change(key, CancelRequested(), realm=realm)
-    outcome = await runtime.ledger.change(change)
-    if not outcome.after.is_terminal:
-        runtime.bell.ring(str(key))
-    record = await runtime.ledger.read(key, realm=realm)
+    runtime, key = runtime_of(request), parse_job_id(job_id)
+    await acts.cancel(request, key)
+    record = await runtime.ledger.read(key, realm=caller_of(request).realm)
     return await _tell(runtime, record, runtime.links.now())
 
 
@@ -363,7 +352,7 @@ async def cancel(request: Request, job_id: Id) -> Response:
     status_code=202,
     response_model=schemas.Job,
     responses=documented(400, 402, 404, 409, 422, 503),
-    openapi_extra=_ONCE,
+    openapi_extra=ONCE,
     tags=["jobs"],
     summary="Run a finished job again",
 )
@@ -374,32 +363,8 @@ async def retry(request: Request, job_id: Id) -> Response:
     The new one belongs to the owner of the old one, and is as visible.  `Idempotency-Key` is
     honoured as by `POST /generate`.
     """
-    runtime, caller = runtime_of(request), caller_of(request)
-    record = await runtime.ledger.read(parse_job_id(job_id), realm=caller.realm)
-    old = record.row
-    once = once_of(request, "retry", old.id)
-    if once and (repeat := await replayed(runtime, old.owner, once)):
-        return repeat
-    if not Status(old.status).is_terminal:
-        raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
-    sent = await runtime.inputs.refresh(old.owner, old.input, old.uploads)
-    await admit_again(request)
-    job = new_job(
-        request,
-        GenerationRequest(old.model, sent),
-        num_outputs=old.num_outputs,
-        prompt=old.prompt,
-        priority=old.priority,
-        metadata=old.metadata,
-        webhook_url=old.webhook_url,
-        retry_of=old.id,
-        warnings=_not_yet(old.webhook_url),
-        uploads=old.uploads,
-        once=once,
-        owner=old.owner,
-        is_public=old.is_public,
-    )
-    return await accept(runtime, job)
+    accepted = await acts.retry(request, parse_job_id(job_id))
+    return await tell(runtime_of(request), accepted)
 
 
 @router.delete(
@@ -413,17 +378,8 @@ async def retry(request: Request, job_id: Id) -> Response:
 @needs(Scope.GENERATE)
 async def delete(request: Request, job_id: Id) -> Response:
     """Remove a finished job, and its files unless another job has the same ones."""
-    runtime = runtime_of(request)
-    key, realm = parse_job_id(job_id), caller_of(request).realm
-    files = await promptly(_delete(runtime, key, realm))
-    async with runtime.ledger.removing(files) as orphans:
-        await runtime.store.delete(orphans)
+    await acts.delete(request, parse_job_id(job_id))
     return Response(status_code=204)
-
-
-async def _delete(runtime: Runtime, job_id: UUID, realm: str | None) -> list[str]:
-    async with runtime.ledger.transaction() as conn:
-        return await job_service.delete_job(conn, job_id, realm=realm)
 
 
 @router.get(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -84,16 +85,34 @@ def _read_key(given: list[str]) -> str:
     return key
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job that is written down.  `repeated_by` tells what made this request a repeat.
+
+    None: the job is new.
+    """
+
+    job: NewJob
+    born: datetime
+    repeated_by: str | None = None
+
+
 async def replayed(runtime: Runtime, owner: str, once: Once) -> Response | None:
     """Answer as the earlier equal request was, if there was one; raise for an unequal one."""
-    earlier = await runtime.ledger.earlier(owner, once)
-    if earlier is None:
+    found = await earlier(runtime, owner, once)
+    return None if found is None else await tell(runtime, found)
+
+
+async def earlier(runtime: Runtime, owner: str, once: Once) -> Accepted | None:
+    """Find what an earlier equal request was told; raise for an unequal one."""
+    found = await runtime.ledger.earlier(owner, once)
+    if found is None:
         return None
-    return await _replay(runtime, owner, earlier.job_id, once)
+    return await _recall(runtime, owner, found.job_id, once)
 
 
-async def _replay(runtime: Runtime, owner: str, job_id: UUID, once: Once) -> Response:
-    """Say again what was said when the job was accepted."""
+async def _recall(runtime: Runtime, owner: str, job_id: UUID, once: Once) -> Accepted:
+    """Give the job again as it was accepted."""
     try:
         row = (await runtime.ledger.read(job_id, realm=owner)).row
     except NotFound:
@@ -117,8 +136,7 @@ async def _replay(runtime: Runtime, owner: str, job_id: UUID, once: Once) -> Res
         is_public=row.is_public,
     )
     by = "key" if once.kind is Kind.KEYED else "retry"
-    marks = {"Idempotency-Replayed": "true", "X-Mgs-Deduped": by}
-    return await _tell(runtime, job, row.created_at, marks)
+    return Accepted(job, row.created_at, by)
 
 
 async def _birth_warnings(runtime: Runtime, job_id: UUID) -> tuple[str, ...]:
@@ -180,6 +198,11 @@ def new_job(
 
 async def accept(runtime: Runtime, job: NewJob) -> Response:
     """Have the job written down and looked after; answer 202, or what forbids it."""
+    return await tell(runtime, await take_in(runtime, job))
+
+
+async def take_in(runtime: Runtime, job: NewJob) -> Accepted:
+    """Have the job written down and looked after; raise what forbids it."""
     await runtime.backlog.admit()
     try:
         birth = await runtime.ledger.submit(job)
@@ -189,24 +212,24 @@ async def accept(runtime: Runtime, job: NewJob) -> Response:
     if birth.is_repeat:
         runtime.backlog.withdraw()
         assert job.once is not None
-        return await _replay(runtime, job.owner, birth.job_id, job.once)
+        return await _recall(runtime, job.owner, birth.job_id, job.once)
     reach(Point.SUBMIT_COMMITTED)
     runtime.bell.ring(str(job.id))
-    return await _tell(runtime, job, birth.at, {})
+    return Accepted(job, birth.at)
 
 
-async def _tell(
-    runtime: Runtime, job: NewJob, born: datetime, marks: dict[str, str]
-) -> Response:
+async def tell(runtime: Runtime, accepted: Accepted) -> Response:
+    """Answer 202 with a job as it was when it was accepted."""
+    job = accepted.job
     location = f"{runtime.settings.api_v1_prefix}/status/{job.id}"
-    headers = {
-        "Location": location,
-        "ETag": etag_of(job.id, 1),
-        "Retry-After": "1",
-        **marks,
-    }
+    headers = {"Location": location, "ETag": etag_of(job.id, 1), "Retry-After": "1"}
+    if accepted.repeated_by is not None:
+        headers |= {
+            "Idempotency-Replayed": "true",
+            "X-Mgs-Deduped": accepted.repeated_by,
+        }
     obstacle = await runtime.obstacle()
-    return respond(newborn_body(job, born, obstacle), 202, headers)
+    return respond(newborn_body(job, accepted.born, obstacle), 202, headers)
 
 
 async def estimate(runtime: Runtime, job: NewJob) -> Response:

@@ -303,6 +303,42 @@ class JobPage(_Body):
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page.")
 
 
+class JobSelection(_Body):
+    """Jobs to do something to."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [{"job_ids": ["019346a0-5b7e-7cc2-9c3e-000000000000"]}]
+        },
+    )
+
+    job_ids: list[UUID] = Field(
+        min_length=1, max_length=100, description="One named twice counts once."
+    )
+
+
+class JobResult(_Body):
+    """What became of one job of a selection: an outcome, or an error."""
+
+    job_id: UUID
+    outcome: (
+        Literal["cancelled", "cancelling", "unchanged", "accepted", "deleted"] | None
+    ) = Field(
+        description="`cancelling`: as soon as the provider agrees; `unchanged`: it was"
+        " finished already; `accepted`: `new_job_id` is the new job."
+    )
+    new_job_id: UUID | None
+    error: JobError | None = Field(description="Why nothing was done.")
+
+
+class JobResults(_Body):
+    """What became of the jobs of a selection, in its order."""
+
+    results: list[JobResult]
+
+
 class Price(_Body):
     """What a model costs: `usd` for each image, megapixel, or second of hardware."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.errors import Conflict, LostClaim, NotFound
+from app.domain.errors import Conflict, LostClaim, NotFound, ServiceError
 from app.domain.events import CancelRequested, Event, Intended, WentSilent
 from app.domain.lifecycle import decide, overdue
 from app.domain.policy import Policy
@@ -402,28 +402,74 @@ _USED = union_all(
     select(ASSETS.c.key).where(ASSETS.c.key == _among),
     select(UPLOADS.c.key).where(UPLOADS.c.key == _among),
 )
-_KEYS_OF = select(ASSETS.c.key).where(ASSETS.c.job_id == bindparam("job_id"))
+_LOCK_DELETED = (
+    select(JOBS.c.id, JOBS.c.status)
+    .where(JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    .order_by(JOBS.c.id)
+    .with_for_update()
+)
+_KEYS_OF = (
+    select(ASSETS.c.key)
+    .where(ASSETS.c.job_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    .distinct()
+)
+_DELETE = delete(JOBS).where(
+    JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid())))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion came to: `refused` says why a job is still there, or never was.
+
+    Some of the `files` are orphans now.
+    """
+
+    files: Sequence[str]
+    refused: Mapping[UUID, ServiceError]
+
+
+async def delete_jobs(
+    conn: AsyncConnection, job_ids: Sequence[UUID], *, realm: str | None
+) -> Deleted:
+    """Remove the finished ones of the jobs with all their rows.
+
+    With a `realm`, a job of any other owner is as unknown as one that does not exist: refused
+    with `NotFound`.  A live one is refused with `Conflict`.  Does not commit.
+    """
+    lock = _LOCK_DELETED
+    if realm is not None:  # others' jobs are not even locked
+        lock = lock.where(JOBS.c.owner == realm)
+    rows = await conn.execute(lock, {"ids": list(job_ids)})
+    found = {row.id: Status(row.status) for row in rows}
+    refused: dict[UUID, ServiceError] = {}
+    for job_id in job_ids:
+        status = found.get(job_id)
+        if status is None:
+            refused[job_id] = NotFound("There is no such job.")
+        elif not status.is_terminal:
+            refused[job_id] = Conflict(
+                f"The job is {status}: cancel it first, then delete it."
+            )
+    chosen = {"ids": [one for one in found if one not in refused]}
+    if not chosen["ids"]:
+        return Deleted((), refused)
+    files = list((await conn.execute(_KEYS_OF, chosen)).scalars())
+    await conn.execute(_DELETE, chosen)
+    return Deleted(files, refused)
 
 
 async def delete_job(
     conn: AsyncConnection, job_id: UUID, *, realm: str | None
-) -> list[str]:
-    """Remove a finished job with all its rows; name its files, some of which are orphans now.
+) -> Sequence[str]:
+    """Remove a finished job; name its files.  Raise `NotFound`, or `Conflict` for a live one.
 
-    With a `realm`, a job of any other owner is as unknown as one that does not exist.  Raise
-    `NotFound`, or `Conflict` for a live job.  Does not commit.
+    See `delete_jobs`.
     """
-    lock = select(JOBS.c.status).where(JOBS.c.id == job_id).with_for_update()
-    if realm is not None:
-        lock = lock.where(JOBS.c.owner == realm)
-    status = await conn.scalar(lock)
-    if status is None:
-        raise NotFound("There is no such job.")
-    if not Status(status).is_terminal:
-        raise Conflict(f"The job is {status}: cancel it first, then delete it.")
-    files = list((await conn.execute(_KEYS_OF, {"job_id": job_id})).scalars())
-    await conn.execute(delete(JOBS).where(JOBS.c.id == job_id))
-    return files
+    deleted = await delete_jobs(conn, [job_id], realm=realm)
+    if job_id in deleted.refused:
+        raise deleted.refused[job_id]
+    return deleted.files
 
 
 async def orphans_among(conn: AsyncConnection, keys: Sequence[str]) -> list[str]:

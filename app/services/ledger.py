@@ -147,6 +147,11 @@ class Ledger:
         async with _within(PATIENCE):
             return await self._changes(change)
 
+    async def change_all(self, changes: Sequence[Change]) -> list[Outcome | Exception]:
+        """Put the changes through the gate in one transaction; say what became of each."""
+        async with _within(PATIENCE):
+            return list(await self._change(changes))
+
     async def read(self, job_id: UUID, *, realm: str | None) -> JobRecord:
         """Read the job, together with whoever else reads now; raise `NotFound`.
 

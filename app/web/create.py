@@ -34,5 +34,5 @@ async def _latest(runtime: Runtime, realm: str | None) -> list[dict[str, Any]]:
     async with runtime.ledger.reading() as conn:
         wanted = JobFilter(owner=realm)
         found = await job_queries.page(conn, wanted, before=None, limit=_SHOWN)
-    addresses, breaker = runtime.links.now(), await runtime.breaker.state()
-    return [job_body(record, addresses, breaker) for record in found]
+    addresses, obstacle = runtime.links.now(), await runtime.obstacle()
+    return [job_body(record, addresses, obstacle) for record in found]

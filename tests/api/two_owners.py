@@ -37,6 +37,8 @@ BODY = {"prompt": PROMPT, "webhook_url": HOOK, "metadata": {"note": NOTE}}
 EDITOR = "black-forest-labs/flux-dev"  # takes `image`
 _UPLOADED = {"image": "upload:<upload>"}
 
+_SELECTED = {"job_ids": ["<job>"]}
+
 Values = Mapping[str, str]
 
 
@@ -99,6 +101,13 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
         Ask(404, headers={"Idempotency-Key": "<once>"}),
     ),
     "DELETE /jobs/{job_id}": HIDDEN,
+    "POST /jobs/cancel": (Ask(200, json=_SELECTED),),
+    "POST /jobs/retry": (
+        Ask(200, json=_SELECTED),
+        Ask(200, headers={"Idempotency-Key": "<once>"}, json=_SELECTED),
+    ),
+    "POST /jobs/delete": (Ask(200, json=_SELECTED),),
+    "POST /jobs/download": (Ask(404, json=_SELECTED),),
     "GET /media/{key}": (
         Ask(404),
         Ask(404, headers={"Range": "bytes=0-3"}),

@@ -1,0 +1,161 @@
+"""What callers do to jobs, one or many: cancel, run again, delete.
+
+The JSON API and the pages both come here.  Only jobs in the caller's realm are touched; any
+other is as unknown as one that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+from fastapi import Request
+
+from app.api.deps import promptly, runtime_of
+from app.api.guard import admit_again, caller_of
+from app.api.intake import Accepted, earlier, new_job, once_of, take_in
+from app.domain.errors import Conflict, ServiceError, Unavailable
+from app.domain.events import CancelRequested
+from app.domain.generation import GenerationRequest
+from app.domain.state import Status
+from app.runtime import Runtime
+from app.services import job_service
+from app.services.job_service import Change, Deleted, Outcome
+
+MOST_AT_ONCE = 100  # jobs in one request
+
+Refusals = Mapping[UUID, ServiceError]
+
+
+def not_yet(webhook_url: str | None) -> tuple[str, ...]:
+    """Say what is taken down and not acted upon."""
+    if webhook_url is None:
+        return ()
+    return ("webhook_url is kept but not called yet: read the job's status instead.",)
+
+
+# ------------------------------------------------------------------------------- cancel
+
+
+async def cancel(request: Request, job_id: UUID) -> Outcome:
+    """Ask for the end of a job; a finished one stays as it is.  Raise `NotFound`."""
+    runtime = runtime_of(request)
+    change = Change(job_id, CancelRequested(), realm=caller_of(request).realm)
+    outcome = await runtime.ledger.change(change)
+    _ring(runtime, job_id, outcome)
+    return outcome
+
+
+async def cancel_many(
+    request: Request, job_ids: Sequence[UUID]
+) -> dict[UUID, Outcome | Exception]:
+    """Ask for the end of the jobs in one transaction; say what became of each."""
+    runtime, realm = runtime_of(request), caller_of(request).realm
+    changes = [Change(one, CancelRequested(), realm=realm) for one in job_ids]
+    outcomes = dict(zip(job_ids, await runtime.ledger.change_all(changes)))
+    for job_id, outcome in outcomes.items():
+        if isinstance(outcome, Outcome):
+            _ring(runtime, job_id, outcome)
+    return outcomes
+
+
+def _ring(runtime: Runtime, job_id: UUID, outcome: Outcome) -> None:
+    if not outcome.after.is_terminal:
+        runtime.bell.ring(str(job_id))
+
+
+# ---------------------------------------------------------------------------- run again
+
+
+async def retry(
+    request: Request, job_id: UUID, *, operation: str = "retry"
+) -> Accepted:
+    """Accept a new job with the same effective input; the old one stays as it is.
+
+    `operation` is what an `Idempotency-Key` of the request counts for.  Raise `NotFound`,
+    `Conflict` for a live job, and whatever forbids a new one.
+    """
+    runtime, caller = runtime_of(request), caller_of(request)
+    record = await runtime.ledger.read(job_id, realm=caller.realm)
+    old = record.row
+    once = once_of(request, operation, old.id)
+    if once and (found := await earlier(runtime, old.owner, once)):
+        return found
+    if not Status(old.status).is_terminal:
+        raise Conflict(f"The job is {old.status}: wait for its end or cancel it first.")
+    sent = await runtime.inputs.refresh(old.owner, old.input, old.uploads)
+    await admit_again(request)
+    job = new_job(
+        request,
+        GenerationRequest(old.model, sent),
+        num_outputs=old.num_outputs,
+        prompt=old.prompt,
+        priority=old.priority,
+        metadata=old.metadata,
+        webhook_url=old.webhook_url,
+        retry_of=old.id,
+        warnings=not_yet(old.webhook_url),
+        uploads=old.uploads,
+        once=once,
+        owner=old.owner,
+        is_public=old.is_public,
+    )
+    return await take_in(runtime, job)
+
+
+async def retry_many(
+    request: Request, job_ids: Sequence[UUID]
+) -> dict[UUID, Accepted | ServiceError]:
+    """Run the jobs again, one after the other; say what became of each.
+
+    An `Idempotency-Key` counts for each job by itself, so that the same request sent again
+    buys nothing twice.  Raise `Unavailable` when that is so before the first is accepted.
+    """
+    results: dict[UUID, Accepted | ServiceError] = {}
+    away: Unavailable | None = None
+    for job_id in job_ids:
+        try:
+            if away is not None:
+                raise away
+            results[job_id] = await retry(
+                request, job_id, operation=f"retry of {job_id}"
+            )
+        except ServiceError as error:
+            if isinstance(error, Unavailable):
+                if not any(isinstance(one, Accepted) for one in results.values()):
+                    raise
+                away = error  # the rest would only wait for the same answer
+            results[job_id] = error
+    return results
+
+
+# ------------------------------------------------------------------------------- delete
+
+
+async def delete(request: Request, job_id: UUID) -> None:
+    """Remove a finished job, and its files unless another one has them.
+
+    Raise `NotFound`, or `Conflict` for a live job.
+    """
+    for refusal in (await delete_many(request, [job_id])).values():
+        raise refusal
+
+
+async def delete_many(request: Request, job_ids: Sequence[UUID]) -> Refusals:
+    """Remove the finished ones of the jobs in one transaction, with files nobody else has.
+
+    Answer why the others are still there, or never were.
+    """
+    runtime = runtime_of(request)
+    realm = caller_of(request).realm
+    deleted = await promptly(_delete(runtime, job_ids, realm))
+    async with runtime.ledger.removing(deleted.files) as orphans:
+        await runtime.store.delete(orphans)
+    return deleted.refused
+
+
+async def _delete(
+    runtime: Runtime, job_ids: Sequence[UUID], realm: str | None
+) -> Deleted:
+    async with runtime.ledger.transaction() as conn:
+        return await job_service.delete_jobs(conn, job_ids, realm=realm)
