@@ -50,6 +50,7 @@ from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
 from app.services.prices import UnusablePrices, load_prices
+from app.services.operations import Operations
 from app.services.outbound import Outbound
 from app.services.pausing import Obstacle, Pausing
 from app.services.reconciler import Reconciler
@@ -91,6 +92,7 @@ class Runtime:
     gatekeeper: Gatekeeper
     backlog: Backlog
     pausing: Pausing
+    operations: Operations
     prices: PriceTable
     quotas: Quotas
     outbound: Outbound
@@ -304,6 +306,14 @@ async def open_runtime(
         outbound = Outbound(settings.outbound_hosts)
         stack.push_async_callback(outbound.aclose)
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
+        health = HealthChecks(
+            database=database,
+            ledger=ledger,
+            redis=redis,
+            store=store,
+            client=client,
+            breaker=breaker,
+        )
         yield Runtime(
             settings=settings,
             database=database,
@@ -317,18 +327,12 @@ async def open_runtime(
             counters=counters,
             throttle=throttle,
             breaker=breaker,
-            health=HealthChecks(
-                database=database,
-                ledger=ledger,
-                redis=redis,
-                store=store,
-                client=client,
-                breaker=breaker,
-            ),
+            health=health,
             inbox=_open_inbox(settings, stack, redis, ledger, client.webhook_secret),
             gatekeeper=gatekeeper,
             backlog=Backlog(ledger, settings.max_pending_jobs),
             pausing=Pausing(ledger),
+            operations=Operations(ledger, health),
             prices=prices,
             quotas=quotas,
             outbound=outbound,

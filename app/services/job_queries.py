@@ -127,17 +127,17 @@ def _narrow(query: Select[Any], wanted: JobFilter) -> Select[Any]:
     if wanted.created_after is not None:
         query = query.where(
             JOBS.c.created_at >= wanted.created_after,
-            JOBS.c.id >= _first_id(wanted.created_after - CLOCK_SKEW),
+            JOBS.c.id >= first_id(wanted.created_after - CLOCK_SKEW),
         )
     if wanted.created_before is not None:
         query = query.where(
             JOBS.c.created_at < wanted.created_before,
-            JOBS.c.id < _first_id(wanted.created_before + CLOCK_SKEW),
+            JOBS.c.id < first_id(wanted.created_before + CLOCK_SKEW),
         )
     return query
 
 
-def _first_id(moment: datetime) -> UUID:
+def first_id(moment: datetime) -> UUID:
     """Give the smallest UUIDv7 of a moment: 48 bits of milliseconds (RFC 9562, 5.7)."""
     milliseconds = min(max(int(moment.timestamp() * 1000), 0), 2**48 - 1)
     return UUID(int=milliseconds << 80)
