@@ -41,7 +41,7 @@ from app.runtime import (
     settle_memory,
     signing_keys_of,
 )
-from app.web import create, refusals, session
+from app.web import create, operations, refusals, session
 from app.web.door import prepare
 from app.web.sessions import Sessions
 from app.web.static_files import PREFIX, STATIC, VersionedFiles
@@ -113,7 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount(PREFIX, VersionedFiles(directory=STATIC), name="static")
     app.include_router(documentation.router)
     app.include_router(documentation.machines)
-    for pages in (create, session):
+    for pages in (create, session, operations):
         app.include_router(pages.router)
     app.state.sessions = Sessions(signing_keys_of(settings))
     if settings.cors_origins:

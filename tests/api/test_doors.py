@@ -72,6 +72,13 @@ PAGES: dict[str, Scope | None] = {
     "GET /signin": None,
     "POST /signin": None,
     "POST /signout": None,
+    "GET /operations": Scope.ADMIN,
+    "GET /ui/operations/now": Scope.ADMIN,
+    "GET /ui/operations/failures": Scope.ADMIN,
+    "GET /ui/operations/trends": Scope.ADMIN,
+    "POST /ui/operations/pause": Scope.ADMIN,
+    "POST /ui/operations/resume": Scope.ADMIN,
+    "POST /ui/operations/retry": Scope.ADMIN,
 }
 
 
