@@ -18,6 +18,7 @@ from app.api import (
     audit,
     batches,
     callbacks,
+    deliveries,
     documentation,
     endpoints,
     keys,
@@ -27,6 +28,7 @@ from app.api import (
     queue,
     uploads,
     usage,
+    webhooks,
 )
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
@@ -34,7 +36,7 @@ from app.api.safe_headers import RawHeaders, safe_headers
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
-from app.models import key_schemas, queue_schemas, schemas
+from app.models import key_schemas, queue_schemas, schemas, webhook_schemas
 from app.runtime import (
     open_runtime,
     prices_of,
@@ -105,6 +107,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
     app.include_router(uploads.router, prefix=settings.api_v1_prefix)
     app.include_router(queue.router, prefix=settings.api_v1_prefix)
+    app.include_router(deliveries.router, prefix=settings.api_v1_prefix)
+    app.include_router(webhooks.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)
@@ -181,6 +185,9 @@ _DESCRIBED = (
     key_schemas.KeyRequest,
     key_schemas.KeyChange,
     queue_schemas.PauseRequest,
+    webhook_schemas.EndpointRequest,
+    webhook_schemas.EndpointChange,
+    webhook_schemas.RangeRequest,
 )
 
 

@@ -27,13 +27,6 @@ MOST_AT_ONCE = 100  # jobs in one request
 Refusals = Mapping[UUID, ServiceError]
 
 
-def not_yet(webhook_url: str | None) -> tuple[str, ...]:
-    """Say what is taken down and not acted upon."""
-    if webhook_url is None:
-        return ()
-    return ("webhook_url is kept but not called yet: read the job's status instead.",)
-
-
 # ------------------------------------------------------------------------------- cancel
 
 
@@ -94,7 +87,7 @@ async def retry(
         metadata=old.metadata,
         webhook_url=old.webhook_url,
         retry_of=old.id,
-        warnings=not_yet(old.webhook_url),
+        warnings=(),
         uploads=old.uploads,
         once=once,
         owner=old.owner,

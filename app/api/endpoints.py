@@ -145,7 +145,7 @@ async def generate(
         priority=PRIORITIES[wanted.priority],
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
-        warnings=prepared.warnings + acts.not_yet(wanted.webhook_url),
+        warnings=prepared.warnings,
         uploads=uploads,
         once=once,
         owner=caller.owner,

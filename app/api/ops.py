@@ -31,7 +31,7 @@ from app.domain.access import Scope
 from app.domain.errors import Unavailable
 from app.models import schemas
 from app.runtime import Runtime
-from app.services import job_queries, switches
+from app.services import job_queries, notifications, switches
 from app.services.health import Condition, PartHealth, overall, pool_figures
 from app.services.job_queries import LiveFigures
 from app.services.switches import QueueState
@@ -88,6 +88,12 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_swept_pages": ("counter", "Pages of the provider's list that were read."),
     "mgs_swept_news": ("counter", "Predictions the list showed to be over."),
     "mgs_provider_webhooks": ("counter", "Webhooks of the provider, by what became."),
+    "mgs_webhook_deliveries": ("counter", "Webhooks that were sent, by what became."),
+    "mgs_webhook_queue_depth": ("gauge", "Webhooks that are to be sent, now or later."),
+    "mgs_webhook_oldest_age_seconds": (
+        "gauge",
+        "How long the oldest due webhook has been due.",
+    ),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
     "mgs_rate_limited": ("counter", "Requests refused for a limit, by its code."),
     "mgs_auth_failures": ("counter", "Wrong API keys."),
@@ -200,7 +206,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         return known[1]
     gauges: Gauges = {}
     try:
-        by_status, live, money, queue = await promptly(_count(runtime))
+        by_status, live, money, queue, told = await promptly(_count(runtime))
     except Unavailable:
         return gauges
     queued = live.by_stage.get("queued", 0)
@@ -211,6 +217,8 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
     gauges["mgs_jobs_in_flight"] = [({}, in_flight)]
     gauges["mgs_queue_depth"] = [({}, queued)]
     gauges["mgs_queue_paused"] = [({}, float(queue.is_paused))]
+    gauges["mgs_webhook_queue_depth"] = [({}, told[0])]
+    gauges["mgs_webhook_oldest_age_seconds"] = [({}, told[1].total_seconds())]
     gauges["mgs_cost_usd"] = [({}, float(money.spent_usd))]
     gauges["mgs_reserved_usd"] = [({}, float(money.reserved_usd))]
     gauges["mgs_queue_oldest_age_seconds"] = [({}, live.overdue.total_seconds())]
@@ -230,12 +238,13 @@ async def _breaker(runtime: Runtime) -> Gauges:
 
 async def _count(
     runtime: Runtime,
-) -> tuple[dict[str, int], LiveFigures, Money, QueueState]:
+) -> tuple[dict[str, int], LiveFigures, Money, QueueState, tuple[int, timedelta]]:
     async with runtime.ledger.reading() as conn:
         by_status = await job_queries.count_by_status(conn)
         live = await job_queries.live_figures(conn)
         queue = await switches.read(conn)
-        return by_status, live, await service_money(conn), queue
+        told = await notifications.figures(conn)
+        return by_status, live, await service_money(conn), queue, told
 
 
 class _Exposition(Collector):

@@ -236,30 +236,7 @@ async def alone_with(conn: AsyncConnection, code: str) -> AsyncIterator[None]:
     await conn.execute(_UNLOCK, values)
 
 
-# ------------------------------------------------------------------ webhooks, and the store
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookBacklog:
-    """Webhooks that are not delivered yet; `late` is how long the first has been due."""
-
-    pending: int
-    late: timedelta
-
-
-_MOST_COUNTED = 10_000
-_BACKLOG = text(f"""
-SELECT count(*) AS pending, now() - min(due_at) AS late FROM (
-    SELECT due_at FROM notifications WHERE due_at IS NOT NULL
-    ORDER BY due_at LIMIT {_MOST_COUNTED}
-) AS waiting
-""")
-
-
-async def webhook_backlog(conn: AsyncConnection) -> WebhookBacklog:
-    """Count the webhooks that wait, to a bound."""
-    row = (await conn.execute(_BACKLOG)).one()
-    return WebhookBacklog(row.pending, max(row.late or timedelta(0), timedelta(0)))
+# -------------------------------------------------------------------------- what is kept
 
 
 @dataclass(frozen=True, slots=True)

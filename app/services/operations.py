@@ -13,13 +13,12 @@ from uuid import UUID
 
 from app.core.patience import within
 from app.domain.errors import Unavailable
-from app.services import figures, switches, usage
+from app.services import figures, notifications, switches, usage
 from app.services.figures import (
     FailureGroup,
     Hour,
     QueueFigures,
     Stored,
-    WebhookBacklog,
 )
 from app.services.health import HealthChecks, PartHealth
 from app.services.ledger import Ledger
@@ -37,6 +36,14 @@ FAILURES_SPAN = timedelta(days=7)
 MOST_AGAIN = 50  # jobs of a group that are run again in one go
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookBacklog:
+    """Webhooks that are not delivered yet; `late` is how long the first has been due."""
+
+    pending: int
+    late: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,7 @@ class Operations:
                 datetime.now(UTC),
                 await switches.read(conn),
                 await figures.queue(conn, realm=None),
-                await figures.webhook_backlog(conn),
+                WebhookBacklog(*await notifications.figures(conn)),
                 parts,
             )
 

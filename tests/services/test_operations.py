@@ -139,7 +139,7 @@ async def test_whoever_fails_with_a_group_lets_go_of_it(jobs: JobTable) -> None:
         assert taken == []
 
 
-# ------------------------------------------------------------------- money, webhooks, store
+# ------------------------------------------------------------------------ money, the store
 
 
 async def test_money_is_added_up_day_by_day(jobs: JobTable) -> None:
@@ -166,26 +166,6 @@ async def test_money_is_added_up_day_by_day(jobs: JobTable) -> None:
         (today - DAY, 0, Decimal(0), 0),
         (today, 2, Decimal("0.25"), 1),
     ]
-
-
-async def test_webhooks_that_wait_are_counted(jobs: JobTable) -> None:
-    made = text(
-        "INSERT INTO notifications (owner, url, type, data, state, due_at, created_at)"
-        " VALUES ('ann', 'https://a.example', 'job.completed', '{}', :state, :due, now())"
-    )
-    async with jobs.engine.begin() as conn:
-        nothing = await figures.webhook_backlog(conn)
-        for state, due in (
-            ("pending", NOW - HOUR),
-            ("pending", NOW + HOUR),
-            ("delivered", None),
-        ):
-            await conn.execute(made, {"state": state, "due": due})
-        found = await figures.webhook_backlog(conn)
-
-    assert (nothing.pending, nothing.late) == (0, timedelta(0))
-    assert found.pending == 2
-    assert HOUR <= found.late < HOUR + timedelta(minutes=10)
 
 
 @pytest.mark.parametrize("few", [5000, 2])
