@@ -27,6 +27,7 @@ from app.api import (
     media,
     ops,
     problems,
+    queue,
     uploads,
     usage,
     webhooks,
@@ -38,14 +39,22 @@ from app.api.streams import Streams
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
-from app.models import key_schemas, schemas, webhook_schemas
+from app.models import key_schemas, queue_schemas, schemas, webhook_schemas
 from app.runtime import (
     open_runtime,
     prices_of,
     settle_memory,
     signing_keys_of,
 )
-from app.web import create, gallery, job, refusals, session, stream
+from app.web import (
+    create,
+    gallery,
+    job,
+    operations,
+    refusals,
+    session,
+    stream,
+)
 from app.web.door import prepare
 from app.web.sessions import Sessions
 from app.web.static_files import PREFIX, STATIC, VersionedFiles
@@ -114,6 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
     app.include_router(uploads.router, prefix=settings.api_v1_prefix)
+    app.include_router(queue.router, prefix=settings.api_v1_prefix)
     app.include_router(deliveries.router, prefix=settings.api_v1_prefix)
     app.include_router(webhooks.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
@@ -124,7 +134,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount(PREFIX, VersionedFiles(directory=STATIC), name="static")
     app.include_router(documentation.router)
     app.include_router(documentation.machines)
-    for pages in (create, gallery, job, session, stream):
+    for pages in (create, gallery, job, session, stream, operations):
         app.include_router(pages.router)
     app.state.sessions = Sessions(signing_keys_of(settings))
     if settings.cors_origins:
@@ -193,6 +203,7 @@ _DESCRIBED = (
     schemas.StreamReset,
     key_schemas.KeyRequest,
     key_schemas.KeyChange,
+    queue_schemas.PauseRequest,
     webhook_schemas.EndpointRequest,
     webhook_schemas.EndpointChange,
     webhook_schemas.RangeRequest,

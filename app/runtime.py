@@ -65,7 +65,9 @@ from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
 from app.services.prices import UnusablePrices, load_prices
+from app.services.operations import Operations
 from app.services.outbound import Outbound
+from app.services.pausing import Obstacle, Pausing
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
@@ -111,6 +113,8 @@ class Runtime:
     inbox: WebhookInbox
     gatekeeper: Gatekeeper
     backlog: Backlog
+    pausing: Pausing
+    operations: Operations
     prices: PriceTable
     quotas: Quotas
     outbound: Outbound
@@ -121,6 +125,14 @@ class Runtime:
     thumbnails: Thumbnails
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event
+
+    async def obstacle(self) -> Obstacle:
+        """Say what keeps pending jobs from starting.  Never raises, and is cheap to ask."""
+        queue = await self.pausing.state()
+        if queue.is_paused:
+            return Obstacle("paused", queue.since)
+        breaker = await self.breaker.state()
+        return Obstacle(breaker.reason, breaker.since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +353,14 @@ async def open_runtime(
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
         thumbnails = Thumbnails(ledger, store)
         stack.push_async_callback(thumbnails.aclose)
+        health = HealthChecks(
+            database=database,
+            ledger=ledger,
+            redis=redis,
+            store=store,
+            client=client,
+            breaker=breaker,
+        )
         yield Runtime(
             settings=settings,
             database=database,
@@ -354,17 +374,12 @@ async def open_runtime(
             counters=counters,
             throttle=throttle,
             breaker=breaker,
-            health=HealthChecks(
-                database=database,
-                ledger=ledger,
-                redis=redis,
-                store=store,
-                client=client,
-                breaker=breaker,
-            ),
+            health=health,
             inbox=_open_inbox(settings, stack, redis, ledger, client.webhook_secret),
             gatekeeper=gatekeeper,
             backlog=Backlog(ledger, settings.max_pending_jobs),
+            pausing=Pausing(ledger),
+            operations=Operations(ledger, health),
             prices=prices,
             quotas=quotas,
             outbound=outbound,
@@ -495,6 +510,7 @@ async def open_worker(
             runner=runner,
             purchases=GuardedBucket(base.breaker, base.throttle.creates),
             concurrency=settings.worker_concurrency,
+            is_paused=base.pausing.is_paused,
         )
         watcher = Watcher(
             ledger=base.ledger,

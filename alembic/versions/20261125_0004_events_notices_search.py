@@ -185,6 +185,13 @@ def upgrade() -> None:
         server_default=sa.text("((pg_current_xact_id())::text)::bigint"),
     )
     op.create_index("ix_job_events_log", "job_events", ["xid", "id"], unique=False)
+    op.create_index(
+        "ix_jobs_retry_of",
+        "jobs",
+        ["retry_of"],
+        unique=False,
+        postgresql_where=sa.text("retry_of IS NOT NULL"),
+    )
     # In every PostgreSQL's own packages; whoever owns the database may switch it on.
     op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
     op.create_index(
@@ -206,6 +213,11 @@ def downgrade() -> None:
         postgresql_using="gin",
         postgresql_ops={"prompt": "gin_trgm_ops"},
         postgresql_where=sa.text("due_at IS NULL"),
+    )
+    op.drop_index(
+        "ix_jobs_retry_of",
+        table_name="jobs",
+        postgresql_where=sa.text("retry_of IS NOT NULL"),
     )
     op.drop_index("ix_job_events_log", table_name="job_events")
     op.drop_column("job_events", "xid")

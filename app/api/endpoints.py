@@ -7,7 +7,7 @@ be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -45,10 +45,9 @@ from app.api.views import (
     etag_with_links,
     job_body,
     model_body,
+    obstacle_to,
     respond,
 )
-from app.core.breaker import BreakerState
-from app.core.circuit import Condition
 from app.domain.access import Scope
 from app.domain.errors import Forbidden
 from app.domain.generation import JSON, GenerationRequest
@@ -218,16 +217,9 @@ async def status(
 
 
 async def _tell(runtime: Runtime, record: JobRecord, addresses: Addresses) -> Response:
-    breaker = await _breaker(runtime, (record,))
+    obstacle = await obstacle_to(runtime, (record,))
     headers = {"ETag": etag_with_links(record, addresses)}
-    return respond(job_body(record, addresses, breaker), headers=headers)
-
-
-async def _breaker(runtime: Runtime, records: Sequence[JobRecord]) -> BreakerState:
-    """Say what keeps pending jobs waiting; nobody is asked when none of these is pending."""
-    if any(record.row.status == Status.PENDING for record in records):
-        return await runtime.breaker.state()
-    return BreakerState(Condition.CLOSED)
+    return respond(job_body(record, addresses, obstacle), headers=headers)
 
 
 async def _wait_for(
@@ -309,10 +301,10 @@ async def jobs(
         created_before=_storable(created_before),
     )
     found = await promptly(_page(runtime, wanted, before, limit))
-    addresses, breaker = runtime.links.now(), await _breaker(runtime, found.jobs)
+    addresses, obstacle = runtime.links.now(), await obstacle_to(runtime, found.jobs)
     return respond(
         {
-            "items": [job_body(record, addresses, breaker) for record in found.jobs],
+            "items": [job_body(record, addresses, obstacle) for record in found.jobs],
             "next_cursor": write_cursor(found.rest) if found.rest else None,
         }
     )

@@ -228,8 +228,8 @@ async def tell(runtime: Runtime, accepted: Accepted) -> Response:
             "Idempotency-Replayed": "true",
             "X-Mgs-Deduped": accepted.repeated_by,
         }
-    breaker = await runtime.breaker.state()
-    return respond(newborn_body(job, accepted.born, breaker), 202, headers)
+    obstacle = await runtime.obstacle()
+    return respond(newborn_body(job, accepted.born, obstacle), 202, headers)
 
 
 async def estimate(runtime: Runtime, job: NewJob) -> Response:
@@ -239,6 +239,7 @@ async def estimate(runtime: Runtime, job: NewJob) -> Response:
     usual = await promptly(_usual_seconds(runtime, job.request.model))
     cost = cost_of(runtime, job.request, job.num_outputs)
     per_minute = runtime.settings.provider_creates_per_minute
+    queue = await runtime.pausing.state()
     return respond(
         {
             "model": job.request.model,
@@ -248,6 +249,7 @@ async def estimate(runtime: Runtime, job: NewJob) -> Response:
             "cost": cost and {"low_usd": plain(cost.low), "high_usd": plain(cost.high)},
             "queue": {
                 "pending": pending,
+                "is_paused": queue.is_paused,
                 "starts_within_seconds": round(pending * 60 / per_minute, 1),
                 "generates_in_seconds": usual,
             },

@@ -32,9 +32,10 @@ from app.domain.access import Scope
 from app.domain.errors import Unavailable
 from app.models import schemas
 from app.runtime import Runtime
-from app.services import job_queries, notifications
+from app.services import job_queries, notifications, switches
 from app.services.health import Condition, PartHealth, overall, pool_figures
 from app.services.job_queries import LiveFigures
+from app.services.switches import QueueState
 from app.services.usage import Money, service_money
 
 health_router = APIRouter(
@@ -57,6 +58,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "gauge",
         "How long the oldest due job has been due.",
     ),
+    "mgs_queue_paused": ("gauge", "1 while the queue is paused, else 0."),
     "mgs_workers": ("gauge", "Workers that gave a sign of life lately."),
     "mgs_database_pool": ("gauge", "Connections of this process, by state."),
     "mgs_event_streams": ("gauge", "Event streams this process has open."),
@@ -208,7 +210,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         return known[1]
     gauges: Gauges = {}
     try:
-        by_status, live, money, told = await promptly(_count(runtime))
+        by_status, live, money, queue, told = await promptly(_count(runtime))
     except Unavailable:
         return gauges
     queued = live.by_stage.get("queued", 0)
@@ -218,6 +220,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
     gauges["mgs_jobs_stage"] = [({"stage": s}, n) for s, n in live.by_stage.items()]
     gauges["mgs_jobs_in_flight"] = [({}, in_flight)]
     gauges["mgs_queue_depth"] = [({}, queued)]
+    gauges["mgs_queue_paused"] = [({}, float(queue.is_paused))]
     gauges["mgs_webhook_queue_depth"] = [({}, told[0])]
     gauges["mgs_webhook_oldest_age_seconds"] = [({}, told[1].total_seconds())]
     gauges["mgs_cost_usd"] = [({}, float(money.spent_usd))]
@@ -239,12 +242,13 @@ async def _breaker(runtime: Runtime) -> Gauges:
 
 async def _count(
     runtime: Runtime,
-) -> tuple[dict[str, int], LiveFigures, Money, tuple[int, timedelta]]:
+) -> tuple[dict[str, int], LiveFigures, Money, QueueState, tuple[int, timedelta]]:
     async with runtime.ledger.reading() as conn:
         by_status = await job_queries.count_by_status(conn)
         live = await job_queries.live_figures(conn)
+        queue = await switches.read(conn)
         told = await notifications.figures(conn)
-        return by_status, live, await service_money(conn), told
+        return by_status, live, await service_money(conn), queue, told
 
 
 class _Exposition(Collector):

@@ -11,18 +11,21 @@ from uuid import UUID
 import orjson
 from fastapi.responses import Response
 
-from app.core.breaker import BreakerState
 from app.domain.admission import plain
 from app.domain.generation import ModelDescription
 from app.domain.pricing import Basis, Price
+from app.domain.state import Status
+from app.runtime import Runtime
 from app.services.job_queries import JobRecord
 from app.services.media_links import Addresses
 from app.services.media_store import WIDTHS
+from app.services.pausing import Obstacle
 from app.services.submission import NewJob
 
-# Why purchases are held back, in words that help a caller; what to do about it is the
+# Why nothing starts, in words that help a caller; what to do about it is the
 # operator's business.
 _WAITING = {
+    "paused": "The queue is paused; the job starts by itself when it goes on.",
     "provider_account": "No pictures can be bought at the moment; the job starts by itself"
     " as soon as that is put right.",
     "provider_unavailable": "The provider of pictures does not answer; the job starts by"
@@ -31,7 +34,7 @@ _WAITING = {
 
 
 def job_body(
-    record: JobRecord, addresses: Addresses, breaker: BreakerState
+    record: JobRecord, addresses: Addresses, obstacle: Obstacle
 ) -> dict[str, Any]:
     """Give the job as `schemas.Job` describes it, in plain values for orjson."""
     row, is_public = record.row, record.row.is_public
@@ -56,10 +59,10 @@ def job_body(
     first = None
     if record.outputs:
         first = addresses.path(record.outputs[0]["key"], is_public=is_public)
-    return _body(row, files, first, record.handle, breaker)
+    return _body(row, files, first, record.handle, obstacle)
 
 
-def newborn_body(job: NewJob, born: datetime, breaker: BreakerState) -> dict[str, Any]:
+def newborn_body(job: NewJob, born: datetime, obstacle: Obstacle) -> dict[str, Any]:
     """Give the body of a job just accepted, without reading it back."""
     row = SimpleNamespace(
         id=job.id,
@@ -85,7 +88,7 @@ def newborn_body(job: NewJob, born: datetime, breaker: BreakerState) -> dict[str
         metadata=job.metadata,
         version=1,
     )
-    return _body(row, [], None, None, breaker)
+    return _body(row, [], None, None, obstacle)
 
 
 def _body(
@@ -93,7 +96,7 @@ def _body(
     outputs: Sequence[Mapping[str, Any]],
     image_path: str | None,
     handle: str | None,
-    breaker: BreakerState,
+    obstacle: Obstacle,
 ) -> dict[str, Any]:
     error = None
     if row.error_code is not None:
@@ -108,7 +111,7 @@ def _body(
         "visibility": "public" if row.is_public else "private",
         "status": row.status,
         "stage": row.stage,
-        "waiting_for": _waiting(breaker) if row.status == "pending" else None,
+        "waiting_for": _waiting(obstacle) if row.status == "pending" else None,
         "model": row.model,
         "prompt": row.prompt,
         "parameters": row.input,
@@ -136,6 +139,13 @@ def _body(
     }
 
 
+async def obstacle_to(runtime: Runtime, records: Sequence[JobRecord]) -> Obstacle:
+    """Say what keeps pending jobs waiting; nobody is asked when none of these is pending."""
+    if any(record.row.status == Status.PENDING for record in records):
+        return await runtime.obstacle()
+    return Obstacle()
+
+
 def model_body(model: ModelDescription, price: Price | None) -> dict[str, Any]:
     """Give a model as `schemas.Model` describes it."""
     usd = None if price is None else f"{price.usd:f}"
@@ -151,15 +161,15 @@ def model_body(model: ModelDescription, price: Price | None) -> dict[str, Any]:
     }
 
 
-def _waiting(breaker: BreakerState) -> dict[str, Any] | None:
-    if breaker.reason is None:
+def _waiting(obstacle: Obstacle) -> dict[str, Any] | None:
+    if obstacle.reason is None:
         return None
     # A process of another version may know other reasons.
-    code = breaker.reason if breaker.reason in _WAITING else "provider_unavailable"
+    code = obstacle.reason if obstacle.reason in _WAITING else "provider_unavailable"
     return {
         "code": code,
         "message": _WAITING[code],
-        "since": breaker.since,
+        "since": obstacle.since,
     }
 
 

@@ -153,6 +153,12 @@ class Job(Base):
         Index("ix_jobs_owner_id", "owner", text("id DESC")),
         Index("ix_jobs_owner_status_id", "owner", "status", text("id DESC")),
         Index("ix_jobs_owner_model_id", "owner", "model", text("id DESC")),
+        # What was run again, and so needs it no more.
+        Index(
+            "ix_jobs_retry_of",
+            "retry_of",
+            postgresql_where=text("retry_of IS NOT NULL"),
+        ),
         # Searching: parts of words, in any case.  Finished jobs only: every look at a live one
         # would write its prompt's hundred entries again.
         Index(

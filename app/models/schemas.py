@@ -220,7 +220,7 @@ class JobError(_Body):
 class Waiting(_Body):
     """What keeps a pending job from starting."""
 
-    code: Literal["provider_account", "provider_unavailable"] = Field(
+    code: Literal["paused", "provider_account", "provider_unavailable"] = Field(
         description="Stable; switch on this."
     )
     message: str = Field(description="For people.")
@@ -324,8 +324,10 @@ class Queue(_Body):
     """How long the wait may be."""
 
     pending: int = Field(description="Jobs that wait to start.")
+    is_paused: bool = Field(description="Nothing starts before somebody resumes it.")
     starts_within_seconds: float = Field(
-        description="At most, while the provider takes purchases as usual."
+        description="At most, while the provider takes purchases as usual; counted from when"
+        " the queue goes on if it is paused."
     )
     generates_in_seconds: float | None = Field(
         description="What the model's latest pictures took; null when there are none."

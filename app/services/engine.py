@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from app.domain.errors import Unavailable
 from app.services.job_records import Claim
 from app.services.ledger import LEASE, MOST_AT_ONCE, Ledger
-from app.services.starts import Purchases, Starts
+from app.services.starts import Purchases, Starts, never
 
 log = structlog.get_logger("app.engine")
 
@@ -57,7 +57,9 @@ class Engine:
         runner: Runner,
         purchases: Purchases,
         concurrency: int,
+        is_paused: Callable[[], Awaitable[bool]] = never,
     ) -> None:
+        """`is_paused` tells that nothing may start at the moment; see `starts`."""
         self._ledger = ledger
         self._runner = runner
         self._concurrency = concurrency
@@ -66,7 +68,7 @@ class Engine:
         self._arrived = asyncio.Event()
         self._freed = asyncio.Event()
         self._stirred = asyncio.Event()
-        self._starts = Starts(ledger, purchases, self._stirred.set)
+        self._starts = Starts(ledger, purchases, self._stirred.set, is_paused)
         self._reserved = 0  # places of claims on their way
         self._looks: dict[asyncio.Task[None], Claim] = {}
         self._timers: dict[UUID, asyncio.TimerHandle] = {}

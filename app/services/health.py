@@ -23,7 +23,7 @@ from app.core.patience import within
 from app.core.queue import QUEUE_NAME
 from app.domain.errors import ServiceError
 from app.domain.generation import MediaClient
-from app.services import job_queries
+from app.services import job_queries, switches
 from app.services.ledger import Ledger
 from app.services.media_store import MediaStore
 
@@ -152,11 +152,17 @@ class HealthChecks:
     async def _check_queue(self) -> PartHealth:
         async with self._ledger.reading() as conn:
             live = await job_queries.live_figures(conn)
+            queue = await switches.read(conn)
         figures = {
+            "state": "paused" if queue.is_paused else "running",
             "pending": live.by_stage.get("queued", 0),
             "in_flight": sum(live.by_stage.values()) - live.by_stage.get("queued", 0),
             "oldest_due_seconds": round(live.overdue.total_seconds(), 3),
         }
+        if queue.is_paused:
+            since = f"{queue.since:%Y-%m-%d %H:%M:%S} UTC"
+            detail = f"paused since {since}, nothing starts: {queue.reason}"
+            return PartHealth(Condition.DEGRADED, detail=detail, figures=figures)
         return PartHealth(Condition.OK, figures=figures)
 
     async def _check_storage(self) -> PartHealth:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Select,
     Text,
     Uuid,
+    and_,
     bindparam,
     func,
     literal_column,
@@ -28,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.generation import GenerationRequest
 from app.services.job_records import ASSETS, ATTEMPTS, EVENTS, JOBS
+from app.services.switches import IS_PAUSED
 
 # How far the clocks of the processes that make ids may be from the database's.
 CLOCK_SKEW = timedelta(minutes=5)
@@ -133,14 +135,14 @@ def conditions(wanted: JobFilter) -> Sequence[ColumnElement[bool]]:
     # Ids are in time order: bounding them lets the primary key find the moment.
     if wanted.created_after is not None:
         asked.append(JOBS.c.created_at >= wanted.created_after)
-        asked.append(JOBS.c.id >= _first_id(wanted.created_after - CLOCK_SKEW))
+        asked.append(JOBS.c.id >= first_id(wanted.created_after - CLOCK_SKEW))
     if wanted.created_before is not None:
         asked.append(JOBS.c.created_at < wanted.created_before)
-        asked.append(JOBS.c.id < _first_id(wanted.created_before + CLOCK_SKEW))
+        asked.append(JOBS.c.id < first_id(wanted.created_before + CLOCK_SKEW))
     return asked
 
 
-def _first_id(moment: datetime) -> UUID:
+def first_id(moment: datetime) -> UUID:
     """Give the smallest UUIDv7 of a moment: 48 bits of milliseconds (RFC 9562, 5.7)."""
     milliseconds = min(max(int(moment.timestamp() * 1000), 0), 2**48 - 1)
     return UUID(int=milliseconds << 80)
@@ -159,7 +161,7 @@ _DUE_LOOKS = (
 _COUNT_DUE_STARTS = select(func.count()).select_from(
     select(JOBS.c.id)
     .where(JOBS.c.status == literal_column("'pending'"))
-    .where(JOBS.c.due_at <= func.now())
+    .where(JOBS.c.due_at <= func.now(), ~IS_PAUSED)
     .order_by(JOBS.c.due_at)
     .limit(bindparam("limit"))
     .subquery()
@@ -171,14 +173,14 @@ _LOOKS_AMONG = (
     .where(
         or_(
             JOBS.c.status != literal_column("'pending'"),
-            JOBS.c.deadline_at <= func.now(),
+            and_(JOBS.c.deadline_at <= func.now(), ~IS_PAUSED),
         )
     )
 )
 _OUT_OF_TIME = (
     select(JOBS.c.id)
     .where(JOBS.c.status == literal_column("'pending'"))
-    .where(JOBS.c.deadline_at <= func.now(), JOBS.c.due_at <= func.now())
+    .where(JOBS.c.deadline_at <= func.now(), JOBS.c.due_at <= func.now(), ~IS_PAUSED)
     .limit(bindparam("limit"))
 )
 _OWNED = select(ATTEMPTS.c.handle).where(
@@ -195,7 +197,7 @@ async def due_looks(
 
 
 async def count_due_starts(conn: AsyncConnection, *, limit: int) -> int:
-    """Count pending jobs that may start now, up to `limit`."""
+    """Count pending jobs that may start now, up to `limit`; none while the queue is paused."""
     return await conn.scalar(_COUNT_DUE_STARTS, {"limit": limit}) or 0
 
 
@@ -206,7 +208,7 @@ async def looks_among(conn: AsyncConnection, job_ids: Sequence[UUID]) -> list[UU
 
 
 async def out_of_time(conn: AsyncConnection, *, limit: int) -> list[UUID]:
-    """Name pending jobs whose deadline has passed: a claim ends them."""
+    """Name pending jobs whose deadline has passed: a claim ends them, unless all is paused."""
     return list((await conn.execute(_OUT_OF_TIME, {"limit": limit})).scalars())
 
 

@@ -40,7 +40,7 @@ from app.domain.events import CancelRequested, Event, Intended, WentSilent
 from app.domain.lifecycle import decide, overdue
 from app.domain.policy import Policy
 from app.domain.state import JobState, Status
-from app.services import outbox
+from app.services import outbox, switches
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -121,6 +121,7 @@ _LOCK = (
     .order_by(JOBS.c.id)
 )
 _LOCK_DUE = _LOCK.where(JOBS.c.due_at <= func.now()).with_for_update(skip_locked=True)
+_LOCK_DUE_TO_START = _LOCK_DUE.add_columns(switches.PASS_THE_BAR)
 _LOCK_ALL = _LOCK.with_for_update()
 # Others' jobs are not even locked: how long that took would tell that they exist.
 _asked = (
@@ -152,6 +153,9 @@ _RENEW = (
 )
 
 
+_SELECT_CLAIMED = SELECT_STATE.add_columns(switches.IS_PAUSED.label("is_paused"))
+
+
 async def lock(conn: AsyncConnection, job_ids: Collection[UUID]) -> None:
     """Lock the jobs, in the order in which everybody does.
 
@@ -164,6 +168,7 @@ async def _read_locked(
     conn: AsyncConnection,
     lock: Select[Any],
     job_ids: Collection[UUID],
+    read: Select[Any] = SELECT_STATE,
     **values: Sequence[object],
 ) -> Sequence[Row[Any]]:
     """Lock what `lock` selects among the jobs, and read all that a decision needs."""
@@ -171,7 +176,8 @@ async def _read_locked(
     locked = list((await conn.execute(lock, values)).scalars())
     if not locked:
         return []
-    return (await conn.execute(SELECT_STATE, {"ids": locked})).all()
+    rows: Sequence[Row[Any]] = (await conn.execute(read, {"ids": locked})).all()
+    return rows
 
 
 async def claim(
@@ -188,11 +194,13 @@ async def claim(
     is taken only while `starts` lasts, and its attempt is intended in the same breath: after
     the commit exactly one request may leave for it.  A job whose time is up for good ends
     here (see `lifecycle.overdue`), and so does one whose looks end in silence each time; before
-    that, they are spaced out.  A job missing from the claims is unknown, finished, not due, out
-    of budget or in other hands.  Does not commit.
+    that, they are spaced out.  While the queue is paused pending jobs stay as they are.  A job
+    missing from the claims is unknown, finished, not due, out of budget, paused or in other
+    hands.  Does not commit.
     """
     began = time.monotonic()
-    rows = await _read_locked(conn, _LOCK_DUE, job_ids)
+    lock = _LOCK_DUE_TO_START if starts > 0 else _LOCK_DUE
+    rows = await _read_locked(conn, lock, job_ids, read=_SELECT_CLAIMED)
     # When the budget does not reach for all: by priority, then by age (ids are in time order).
     rows = sorted(rows, key=lambda row: (-row.priority, row.due_at, row.id))
     claims: list[Claim] = []
@@ -204,6 +212,8 @@ async def claim(
         except ValueError as error:
             # A word of a newer version: left to its workers.
             log.error("job.unreadable", job_id=str(row.id), reason=str(error))
+            continue
+        if row.is_paused and state.status is Status.PENDING:
             continue
         token = uuid4()
         if (end := overdue(state, row.now, policy)) is not None:

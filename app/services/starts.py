@@ -8,12 +8,15 @@ Each worker finds out for itself that starts are scarce: it got fewer tokens tha
 it has more ids than it can claim at once, or there were more jobs waiting than it could start.
 It goes back when a pick left nobody waiting.  A worker without free looks picks nothing, and
 so leaves the tokens to those that have some.
+
+While the queue is paused no tokens are asked for, and nothing is sought: the watcher, which asks
+the table anyway, seeks again when there is something to start.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -39,18 +42,29 @@ class Purchases(Protocol):
         ...
 
 
+async def never() -> bool:
+    """Say no."""
+    return False
+
+
 class Starts:
     """Takes tokens and claims with them.  All methods belong to the loop's thread.
 
     `stir` is called when `claim_in_turn` has something to do that it had not before.
+    `is_paused` tells when it would be in vain to start anything; it may be late.
     """
 
     def __init__(
-        self, ledger: Ledger, purchases: Purchases, stir: Callable[[], None]
+        self,
+        ledger: Ledger,
+        purchases: Purchases,
+        stir: Callable[[], None],
+        is_paused: Callable[[], Awaitable[bool]] = never,
     ) -> None:
         self._ledger = ledger
         self._purchases = purchases
         self._stir = stir
+        self._is_paused = is_paused
         self._is_scarce = False
         self._sought = 0  # how many jobs wait for a turn, as far as is known
         self._closed_until = 0.0  # no purchases before, on the loop's clock
@@ -88,6 +102,8 @@ class Starts:
 
     async def claim(self, batch: Sequence[UUID]) -> list[Claim]:
         """Claim what is due among the jobs; start pending ones only if there is no want."""
+        if await self._is_paused():
+            return await self._ledger.claim(batch, starts=0)
         if not self._is_scarce:
             grant = await self._purchases.take(len(batch))
             # The want may have been found out while Redis was asked.
@@ -104,6 +120,9 @@ class Starts:
 
     async def claim_in_turn(self, limit: int) -> list[Claim]:
         """Start up to `limit` jobs whose turn it is, as far as the budget reaches."""
+        if await self._is_paused():
+            self._sought, self._is_scarce = 0, False
+            return []
         wanted = min(limit, self._sought)
         grant = await self._purchases.take(wanted)
         if grant.granted < wanted:

@@ -27,6 +27,7 @@ from app.domain.state import JobState
 from app.models import account as tables
 from app.services import job_service
 from app.services.job_records import Claim, table_of
+from app.services.switches import IS_PAUSED_SQL
 
 OWNERS = table_of(tables.Owner)
 
@@ -46,11 +47,13 @@ _TAKE_THE_FLOOR = text(
 # these can be among the chosen: the horizon keeps a thousand owners from being read in depth.
 # Of starts that begin together, that of the owner who waited longest since its last is first: so
 # a newcomer, for whom now is the beginning, is behind nobody who has just had a turn.
-_NEXT = text("""
+# While the queue is paused it begins, and so ends, with nobody.
+_NEXT = text(f"""
 WITH RECURSIVE waiting AS (
     (
         SELECT owner, due_at FROM jobs
         WHERE status = 'pending' AND id <> ALL(:passed) AND deadline_at > now()
+            AND NOT {IS_PAUSED_SQL}
         ORDER BY owner, priority DESC, due_at LIMIT 1
     )
     UNION ALL
@@ -143,8 +146,8 @@ async def start(
     """Claim up to `limit` pending jobs whose turn it is.
 
     Between owners by turns, within an owner by priority, then by age.  Only owners whose job
-    really started are charged.  Jobs out of time are left to those who end them.  Waits
-    for others that do the same.  Does not commit.
+    really started are charged.  Jobs out of time are left to those who end them.  Starts
+    nothing while the queue is paused.  Waits for others that do the same.  Does not commit.
     """
     await conn.execute(_TAKE_THE_FLOOR)
     claims: list[Claim] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -149,6 +149,47 @@ def _row(row: Row[Any], by: Sequence[Grouping]) -> UsageRow:
         key_id=row.key_id if Grouping.KEY in by else None,
         owner=row.owner if Grouping.OWNER in by else None,
     )
+
+
+# -------------------------------------------------------------------------- day by day
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """What the jobs accepted on a UTC day cost; `unpriced_jobs` of them are not in it."""
+
+    day: date
+    jobs: int
+    cost_usd: Decimal
+    unpriced_jobs: int
+
+
+async def days(conn: AsyncConnection, first: date, last: date) -> list[Day]:
+    """Add up everybody's finished jobs day by day, days without any included.
+
+    A fourth of the work of `usage`: for whoever asks often, and wants no more.
+    """
+    entries = ENTRIES.c
+    query = (
+        select(
+            entries.day,
+            func.count().label("jobs"),
+            func.coalesce(func.sum(entries.amount_usd), 0).label("cost_usd"),
+            func.count().filter(entries.amount_usd.is_(None)).label("unpriced"),
+        )
+        .where(
+            entries.kind == literal_column(f"'{CHARGE}'"),
+            entries.day.between(first, last),
+        )
+        .group_by(entries.day)
+    )
+    found = {
+        row.day: Day(row.day, row.jobs, row.cost_usd, row.unpriced)
+        for row in await conn.execute(query)
+    }
+    span = ((last - first) // timedelta(days=1)) + 1
+    every = (first + timedelta(days=number) for number in range(span))
+    return [found.get(day) or Day(day, 0, _NOTHING, 0) for day in every]
 
 
 # ----------------------------------------------------------------------------- budgets

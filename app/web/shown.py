@@ -6,14 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from app.api.views import job_body
-from app.core.breaker import BreakerState
-from app.core.circuit import Condition
+from app.api.views import job_body, obstacle_to
 from app.domain.state import Status
 from app.runtime import Runtime
 from app.services.job_queries import JobRecord
-
-_NOTHING_WRONG = BreakerState(Condition.CLOSED)
 
 
 async def jobs_shown(
@@ -29,11 +25,9 @@ async def jobs_shown(
     """
     # Where PUBLIC_BASE_URL is another name of ours, a browser would refuse what is there.
     addresses = replace(runtime.links.now(), base="")
-    breaker = _NOTHING_WRONG
-    if any(record.row.status == Status.PENDING for record in records):
-        breaker = await runtime.breaker.state()
+    obstacle = await obstacle_to(runtime, records)
     return [
-        _complete(record, job_body(record, addresses, breaker)) for record in records
+        _complete(record, job_body(record, addresses, obstacle)) for record in records
     ]
 
 

@@ -28,6 +28,7 @@ from app.models import (
     key_schemas,
     manifest_schemas,
     money_schemas,
+    queue_schemas,
     schemas,
     webhook_schemas,
 )
@@ -82,6 +83,9 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("GET", "/keys", 200): key_schemas.KeyPage,
     ("GET", "/keys/{key_id}", 200): key_schemas.Key,
     ("PATCH", "/keys/{key_id}", 200): key_schemas.Key,
+    ("GET", "/queue", 200): queue_schemas.QueueStatus,
+    ("POST", "/queue/pause", 200): queue_schemas.QueueStatus,
+    ("POST", "/queue/resume", 200): queue_schemas.QueueStatus,
     ("GET", "/audit", 200): key_schemas.AuditPage,
     ("GET", "/usage", 200): money_schemas.Usage,
     ("POST", "/uploads", 201): schemas.Upload,

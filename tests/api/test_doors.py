@@ -75,6 +75,9 @@ NEEDED = {
     "GET /api/v1/keys/{key_id}": Scope.ADMIN,
     "PATCH /api/v1/keys/{key_id}": Scope.ADMIN,
     "DELETE /api/v1/keys/{key_id}": Scope.ADMIN,
+    "GET /api/v1/queue": Scope.READ,
+    "POST /api/v1/queue/pause": Scope.ADMIN,
+    "POST /api/v1/queue/resume": Scope.ADMIN,
     "GET /api/v1/audit": Scope.ADMIN,
     "GET /api/v1/health": Scope.MONITOR,
     "GET /metrics": Scope.MONITOR,
@@ -97,6 +100,13 @@ PAGES: dict[str, Scope | None] = {
     "GET /signin": None,
     "POST /signin": None,
     "POST /signout": None,
+    "GET /operations": Scope.ADMIN,
+    "GET /ui/operations/now": Scope.ADMIN,
+    "GET /ui/operations/failures": Scope.ADMIN,
+    "GET /ui/operations/trends": Scope.ADMIN,
+    "POST /ui/operations/pause": Scope.ADMIN,
+    "POST /ui/operations/resume": Scope.ADMIN,
+    "POST /ui/operations/retry": Scope.ADMIN,
 }
 
 

@@ -141,6 +141,9 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
     "GET /keys/{key_id}": FORBIDDEN,
     "PATCH /keys/{key_id}": (Ask(403, json={"name": "mine"}),),
     "DELETE /keys/{key_id}": FORBIDDEN,
+    "GET /queue": OPEN,
+    "POST /queue/pause": (Ask(403, json={"reason": "mine"}),),
+    "POST /queue/resume": FORBIDDEN,
     "GET /audit": FORBIDDEN,
     "GET /jobs/{job_id}/events": (
         Ask(404, {"wait": "0"}),

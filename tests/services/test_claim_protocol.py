@@ -64,6 +64,7 @@ class ClaimProtocol(RuleBasedStateMachine):
         self.jobs = [self.table.submit() for _ in range(jobs)]
         self.looks: list[tuple[Claim, Iterator[str]]] = []
         self.asked_to_cancel: set[UUID] = set()
+        self.is_paused = False
 
     # -- what happens --------------------------------------------------------------------
 
@@ -116,6 +117,15 @@ class ClaimProtocol(RuleBasedStateMachine):
         self.asked_to_cancel.add(job_id)
         self.table.cancel(job_id)
 
+    @rule(pauses=st.booleans())
+    def somebody_pauses_or_resumes(self, pauses: bool) -> None:
+        """Twice in a row as well."""
+        self.is_paused = pauses
+        if pauses:
+            self.table.pause()
+        else:
+            self.table.resume()
+
     @rule(
         fate=st.sampled_from(SimulatedProvider.FATES),
         lag=st.sampled_from([0, 0, 5, 100, 300]),
@@ -141,9 +151,17 @@ class ClaimProtocol(RuleBasedStateMachine):
     # -- how -----------------------------------------------------------------------------
 
     def claim(self, job_ids: list[UUID], starts: int) -> None:
-        for claim in self.table.claim(job_ids, starts):
+        waiting = {one for one in self.jobs if self.is_pending(one)}
+        claims = self.table.claim(job_ids, starts)
+        if self.is_paused:
+            assert not any(claim.is_fresh for claim in claims), "started while paused"
+            assert all(map(self.is_pending, waiting)), "ended while paused"
+        for claim in claims:
             assert claim.token not in {other.token for other, _ in self.looks}
             self.looks.append((claim, look(claim, self.table, self.provider)))
+
+    def is_pending(self, job_id: UUID) -> bool:
+        return self.table.state(job_id).status is Status.PENDING
 
     def go_on(self, index: int) -> bool:
         """Take one step of a look; a look that lost its claim must change nothing."""
@@ -167,6 +185,7 @@ class ClaimProtocol(RuleBasedStateMachine):
         if not hasattr(self, "table"):
             return
         self.let_the_sleepers_wake()
+        self.somebody_pauses_or_resumes(pauses=False)
         self.run_to_quiescence()
         for job_id in self.jobs:
             self.check(job_id)
@@ -231,6 +250,7 @@ def test_the_claim_protocol_on_the_real_table(database_url: str) -> None:
         class OnPostgres(ClaimProtocol):
             def make_table(self, deadline: timedelta) -> Table:
                 runner.run(jobs.wipe())
+                runner.run(jobs.resume())
                 return PostgresTable(jobs, runner, deadline)
 
         try:

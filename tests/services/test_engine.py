@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -32,6 +32,7 @@ from app.services.engine import Engine
 from app.services.job_records import Claim
 from app.services.job_service import Change, Hold
 from app.services.ledger import Ledger
+from app.services.starts import never
 from tests.support.jobs import JobTable
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import wait_for_async
@@ -114,7 +115,12 @@ class Rig:
         self._engines: list[Engine] = []
 
     def start(
-        self, *, concurrency: int = 100, per_minute: int = PLENTY, burst: int = 1000
+        self,
+        *,
+        concurrency: int = 100,
+        per_minute: int = PLENTY,
+        burst: int = 1000,
+        is_paused: Callable[[], Awaitable[bool]] = never,
     ) -> Engine:
         """Start an engine; it is drained at the end of the test."""
         self.bucket = TokenBucket(
@@ -125,6 +131,7 @@ class Rig:
             runner=self.looks,
             purchases=self.bucket,
             concurrency=concurrency,
+            is_paused=is_paused,
         )
         engine.start()
         self._engines.append(engine)
@@ -615,3 +622,53 @@ async def test_a_look_that_tidies_up_after_its_settle_is_not_ended(
 
     await asyncio.wait_for(settled.wait(), timeout=5)
     await asyncio.wait_for(tidied.wait(), timeout=5)
+
+
+# ------------------------------------------------------------------------------- a pause
+
+
+@pytest.mark.parametrize("concurrency", [100, 1])
+async def test_while_paused_no_tokens_are_taken_and_looks_go_on(
+    rig: Rig, jobs: JobTable, concurrency: int
+) -> None:
+    waiting, under_way = await _submit(jobs, 3), await _submit(jobs, 3)
+    for number, job_id in enumerate(under_way):
+        await jobs.look(job_id, Started(f"h-{number}"))
+    await jobs.make_due(*under_way)
+    rig.looks.event = lambda claim: NO_PICTURE if claim.job_id in under_way else NO
+    asked = []
+    paused = True
+
+    async def is_paused() -> bool:
+        asked.append(paused)
+        return paused
+
+    await jobs.pause()
+    # One token a minute: those that are there at once are all that can be had.
+    engine = rig.start(
+        concurrency=concurrency, per_minute=1, burst=10, is_paused=is_paused
+    )
+    engine.offer(waiting + under_way)
+    engine.seek(3)
+    await rig.looks.reach(3)
+    await wait_for_async(
+        _is_idle(engine), within=5, what="the engine has nothing to do"
+    )
+    before = len(asked)
+    assert before < 30, "it asks again and again"
+    assert {claim.job_id for _, claim in rig.looks.begun} == set(under_way)
+    assert (await rig.bucket.take(10)).granted == 10
+    await rig.bucket.give_back(10)
+
+    paused = False
+    await jobs.resume()
+    engine.seek(3)
+    await rig.looks.reach(6)
+    assert {claim.job_id for _, claim in rig.looks.begun[3:]} == set(waiting)
+
+
+def _is_idle(engine: Engine) -> Callable[[], Awaitable[bool]]:
+    async def is_idle() -> bool:
+        return engine.in_flight == 0 and not engine.is_seeking
+
+    return is_idle

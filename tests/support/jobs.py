@@ -21,7 +21,7 @@ from app.domain.events import Event
 from app.domain.generation import Failure, GenerationRequest
 from app.domain.policy import Policy
 from app.domain.state import Attempt, AttemptState, JobState
-from app.services import job_service, news, submission
+from app.services import job_service, news, submission, switches
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -35,6 +35,7 @@ from app.services.job_records import (
 from app.services.job_service import Change, Hold, Outcome
 from app.services.submission import Birth, NewJob
 from app.services.news import Hint, Told
+from app.services.switches import SWITCHES, Resumed
 
 LEASE = timedelta(seconds=30)
 FAILURE = Failure("bad_weather", "The weather was bad.", retryable=True)
@@ -172,11 +173,27 @@ class JobTable:
         async with self.engine.begin() as conn:
             return await job_service.cancel(conn, job_id, policy=self.policy)
 
+    async def pause(self) -> bool:
+        """Pause the queue; tell whether it was running."""
+        async with self.engine.begin() as conn:
+            return await switches.pause(conn, reason="a test", by="somebody")
+
+    async def resume(self) -> Resumed | None:
+        """Let the queue go on."""
+        async with self.engine.begin() as conn:
+            return await switches.resume(conn, by="somebody")
+
     # -- time ----------------------------------------------------------------------------
 
     async def age(self, by: timedelta, *job_ids: UUID) -> None:
-        """Move the jobs (all when none is named) into the past, with all their moments."""
+        """Move the jobs (all when none is named) into the past, with all their moments.
+
+        With all of them, a pause began earlier, too.
+        """
         async with self.engine.begin() as conn:
+            if not job_ids:
+                earlier = {"changed_at": SWITCHES.c.changed_at - by}
+                await conn.execute(update(SWITCHES).values(earlier))
             for table, owner, names in _MOMENTS:
                 values = {name: table.c[name] - by for name in names}
                 statement = update(table).values(values)
@@ -221,12 +238,17 @@ class JobTable:
         return await self._all(ASSETS, job_id, ASSETS.c.index)
 
     async def replayed(self, job_id: UUID) -> JobState:
-        """Fold the job's history over its birth."""
+        """Fold the job's history over its birth.
+
+        The deadline is the job's own: pauses of the queue move it, and are no job's history.
+        """
         birth, *history = await self.events(job_id)
         assert birth.name == journal.SUBMITTED
+        deadline = (await self.state(job_id)).deadline_at - birth.at
+        assert deadline >= timedelta(seconds=birth.data["deadline"])
         return journal.replay(
             birth.at,
-            timedelta(seconds=birth.data["deadline"]),
+            deadline,
             [(journal.revive(event.name, event.data), event.at) for event in history],
             self.policy,
             warnings=tuple(birth.data.get("warnings", ())),

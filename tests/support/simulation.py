@@ -55,6 +55,8 @@ class Table(Protocol):
     def submit(self) -> UUID: ...
     def cancel(self, job_id: UUID) -> None: ...
     def hear(self, purchase: Purchase, is_over: bool) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
     def due(self) -> list[UUID]: ...
     def next_due(self) -> datetime | None: ...
     def claim(self, job_ids: Sequence[UUID], starts: int) -> list[Claim]: ...
@@ -204,6 +206,7 @@ class ModelTable:
     def __init__(self, policy: Policy, deadline: timedelta) -> None:
         self.policy = policy
         self.rows: dict[UUID, _Row] = {}
+        self._paused_at: datetime | None = None
         self._deadline = deadline
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
         self._draws = itertools.cycle((0.5, 0.0, 1.0, 0.3))
@@ -219,6 +222,19 @@ class ModelTable:
         self.rows[job_id] = _Row(new_job(self._now, self._deadline))
         return job_id
 
+    def pause(self) -> None:
+        self._paused_at = self._paused_at or self._now
+
+    def resume(self) -> None:
+        if self._paused_at is None:
+            return
+        for row in self.rows.values():
+            if row.state.status is Status.PENDING:
+                since = max(row.state.created_at, self._paused_at)
+                deadline = row.state.deadline_at + (self._now - since)
+                row.state = replace(row.state, deadline_at=deadline)
+        self._paused_at = None
+
     def due(self) -> list[UUID]:
         return [i for i, row in self.rows.items() if self._is_due(row)]
 
@@ -233,6 +249,8 @@ class ModelTable:
             if not self._is_due(row):
                 continue
             is_fresh = row.state.status is Status.PENDING
+            if is_fresh and self._paused_at is not None:
+                continue
             if is_fresh and self._now >= row.state.deadline_at:
                 self._write(row, Expired())
                 continue
@@ -294,7 +312,8 @@ class ModelTable:
     def replayed(self, job_id: UUID) -> JobState:
         row = self.rows[job_id]
         born = row.state.created_at
-        return journal.replay(born, self._deadline, row.history, self.policy)
+        deadline = row.state.deadline_at - born
+        return journal.replay(born, deadline, row.history, self.policy)
 
     def snapshot(self, job_id: UUID) -> Any:
         row = self.rows[job_id]
@@ -394,6 +413,12 @@ class PostgresTable:
             purchase.job_id, purchase.handle, number=purchase.attempt, is_over=is_over
         )
         assert isinstance(self._run(told), Told)
+
+    def pause(self) -> None:
+        self._run(self._jobs.pause())
+
+    def resume(self) -> None:
+        self._run(self._jobs.resume())
 
     def owned(self) -> set[str]:
         return self._run(self._jobs.handles())
