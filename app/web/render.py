@@ -40,6 +40,7 @@ from markupsafe import Markup
 
 from app.api.safe_headers import CSP
 from app.domain.access import Caller
+from app.web.model_form import slug
 from app.web.static_files import static_url
 
 HTMX_REQUEST: Final = "hx-request"
@@ -59,6 +60,7 @@ class Visitor:
 def page(
     request: Request,
     name: str,
+    /,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     **context: Any,
@@ -79,6 +81,7 @@ def page(
 def fragment(
     request: Request,
     name: str,
+    /,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     **context: Any,
@@ -236,7 +239,7 @@ def _open_templates() -> Environment:
         auto_reload=False,
     )
     environment.globals["static_url"] = static_url
-    for one in (moment, ago, money, size, span, count):
+    for one in (moment, ago, money, size, span, count, slug):
         environment.filters[one.__name__] = one
     return environment
 
