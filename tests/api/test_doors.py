@@ -107,6 +107,10 @@ PAGES: dict[str, Scope | None] = {
     "POST /ui/operations/pause": Scope.ADMIN,
     "POST /ui/operations/resume": Scope.ADMIN,
     "POST /ui/operations/retry": Scope.ADMIN,
+    "POST /ui/form": Scope.GENERATE,
+    "POST /ui/estimate": Scope.GENERATE,
+    "POST /ui/jobs": Scope.GENERATE,
+    "POST /ui/pictures": Scope.GENERATE,
 }
 
 
