@@ -30,6 +30,7 @@ from app.runtime import Runtime
 from app.services import job_queries
 from app.services.job_records import PRIORITIES
 from app.services.repeats import Kind, Once
+from app.services.submission import NewJob
 from app.services.translation import CommonRequest, PreparedInput
 
 # draft-ietf-httpapi-idempotency-key-header-07: a string of RFC 9651; bare keys are common too.

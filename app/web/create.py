@@ -109,12 +109,12 @@ class Form:
 @needs(Scope.READ)
 async def home(
     request: Request,
-    model: Annotated[str | None, Query(max_length=300)] = None,
+    use: Annotated[str | None, Query(max_length=300)] = None,
     prompt: Annotated[str, Query(max_length=6000)] = "",
 ) -> Response:
     """Show the form, and what was made lately."""
     runtime = runtime_of(request)
-    draft = Draft(model=model or runtime.settings.default_model, prompt=prompt)
+    draft = Draft(model=use or runtime.settings.default_model, prompt=prompt)
     return await _home(request, await _form(request, draft))
 
 
