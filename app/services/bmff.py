@@ -190,7 +190,9 @@ def _write_locations(all_of: _Locations) -> bytes:
 
 def _moved(one: _Location, behind: int, by: int, base_size: int) -> _Location:
     """Give the place of an item when all that is behind a point has moved."""
-    if one.method != 0 or one.reference != 0 or not one.extents:
+    if one.reference != 0:
+        raise Unmarkable("an item in another file")
+    if one.method != 0 or not one.extents:
         return one
     starts = [one.base + offset for _, offset, _ in one.extents]
     if min(starts) < behind:

@@ -369,6 +369,16 @@ def test_a_sequence_in_avif_is_left_alone() -> None:
     assert result.file.read() == data
 
 
+def test_an_avif_with_parts_in_other_files_is_left_alone() -> None:
+    data = bytearray(SAMPLES["avif"][1])
+    at = data.index(b"iloc") + 15  # the reference of the first item; readers ignore it
+    assert data[at - 3 : at + 1] == b"\0\1\0\0"
+    data[at] = 1
+    inspect(io.BytesIO(data))
+
+    assert mark(io.BytesIO(data), "avif", MADE).provenance is Provenance.NONE
+
+
 def test_what_comes_after_a_picture_stays_after_it() -> None:
     for extension, data in SAMPLES.values():
         if extension != "avif":
