@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from app.services.patched import Edit
-from app.services.xmp_places import Place, Unmarkable
+from app.services.xmp_places import LONGEST_PACKET, Place, Unmarkable
 
 _MOST_BOXES: Final = 1000
 _LONGEST_META: Final = 1024 * 1024  # bytes
@@ -190,7 +190,9 @@ def _write_locations(all_of: _Locations) -> bytes:
 
 def _moved(one: _Location, behind: int, by: int, base_size: int) -> _Location:
     """Give the place of an item when all that is behind a point has moved."""
-    if one.method != 0 or one.reference != 0 or not one.extents:
+    if one.reference != 0:
+        raise Unmarkable("an item in another file")
+    if one.method != 0 or not one.extents:
         return one
     starts = [one.base + offset for _, offset, _ in one.extents]
     if min(starts) < behind:
@@ -205,10 +207,11 @@ def _bytes_of(data: memoryview, all_of: _Locations, item: int) -> bytes:
     """Read an item; nothing when it is kept in another way."""
     for one in all_of.entries:
         if one.item == item and one.method == 0 and one.reference == 0:
+            if sum(length for *_, length in one.extents) > LONGEST_PACKET:
+                raise Unmarkable("a packet that is too long")
             pieces = [
                 bytes(data[one.base + offset : one.base + offset + length])
                 for _, offset, length in one.extents
-                if length <= _LONGEST_META
             ]
             return b"".join(pieces)
     return b""

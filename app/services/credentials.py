@@ -106,8 +106,11 @@ def load_certificate(chain: Path, key: Path) -> Certificate:
         certificate = Certificate(library, algorithm, *found)
         try:
             why = _objection(library, certificate)
-        except ValueError:
-            continue  # a key of another kind, or nonsense
+        except ValueError as error:
+            # Most say only that the key is of another kind.
+            if "private key" not in str(error):
+                why = str(error)
+            continue
         if not why:
             return certificate
         break

@@ -20,7 +20,7 @@ from app.domain.provenance import Provenance, SourceType
 from app.services import bmff, xmp_places
 from app.services.patched import patched
 from app.services.pictures import AVIF, GIF, JPEG, PNG, WEBP
-from app.services.xmp_places import Place, Unmarkable
+from app.services.xmp_places import LONGEST_PACKET, Place, Unmarkable
 
 _PLACES: Final[Mapping[str, Callable[[memoryview], Place]]] = {
     PNG.extension: xmp_places.png,
@@ -59,6 +59,8 @@ def mark(file: IO[bytes], extension: str, source: SourceType) -> Marked:
             place, size = _PLACES[extension](data), len(data)
         if place.has_credentials:
             return Marked(file, Provenance.CREDENTIALS)
+        if place.packet is not None and len(place.packet) > LONGEST_PACKET:
+            return Marked(file, Provenance.NONE)
         if place.packet is not None and _DECLARED.search(place.packet):
             return Marked(file, Provenance.PRESENT)
         edits = place.put(packet_for(source, place.packet))

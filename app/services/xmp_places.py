@@ -16,7 +16,8 @@ from typing import Final
 from app.services.patched import Edit
 
 _MOST_PARTS: Final = 20_000  # of a container; honest ones have a few hundred
-_LONGEST_PACKET: Final = 1024 * 1024  # bytes
+LONGEST_PACKET: Final = 1024 * 1024
+"""Bytes; longer ones are not looked into."""
 
 PNG_XMP: Final = b"XML:com.adobe.xmp\0"
 JPEG_XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
@@ -85,10 +86,14 @@ def _png_text(body: bytes) -> bytes:
     *_, text = body[len(PNG_XMP) + 2 :].split(b"\0", 2)
     if not is_compressed:
         return text
+    unpacking = zlib.decompressobj()
     try:
-        return zlib.decompressobj().decompress(text, _LONGEST_PACKET)
+        unpacked = unpacking.decompress(text, LONGEST_PACKET)
     except zlib.error as error:
         raise Unmarkable("a broken chunk") from error
+    if not unpacking.eof:
+        raise Unmarkable("a chunk that is too long, or cut off")
+    return unpacked
 
 
 def _png_chunk(packet: bytes) -> bytes:

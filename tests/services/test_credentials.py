@@ -241,9 +241,10 @@ def test_what_cannot_be_signed_with_is_told(tmp_path: Path, chain: Chain) -> Non
     wrong = {
         "cannot be read": (chain.certificate, tmp_path / "missing.pem"),
         "no PEM file": (chain.certificate, ROOT / "pyproject.toml"),
-        "no kind that C2PA signs with": (chain.certificate, nonsense),
+        "PEM error": (chain.certificate, nonsense),
         "claimSignature": (chain.certificate, other.key),
-        "expired": (over.certificate, over.key),
+        "not valid at time": (over.certificate, over.key),
+        "parsing certificate": (nonsense, chain.key),
     }
     for words, (certificate, key) in wrong.items():
         with pytest.raises(UnusableCertificate, match=words):

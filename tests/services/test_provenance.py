@@ -281,6 +281,27 @@ def test_a_packet_that_makes_no_sense_stays(packet: bytes) -> None:
     assert result.provenance is (Provenance.NONE if packet else Provenance.MARKED)
 
 
+@pytest.mark.parametrize("kind", ["png", "png, compressed", "webp"])
+def test_a_packet_without_measure_is_not_looked_into(kind: str) -> None:
+    long = OLD + b" " * xmp_places.LONGEST_PACKET
+    head = xmp_places.PNG_XMP + (b"\1\0" if "," in kind else b"\0\0") + b"\0\0"
+    text = zlib.compress(long) if "," in kind else long
+    data = saved("WEBP", xmp=long)
+    if kind != "webp":
+        data = png_with(chunk(b"iTXt", head + text))
+    result = mark(io.BytesIO(data), kind.partition(",")[0], MADE)
+
+    assert result.provenance is Provenance.NONE
+    assert result.file.read() == data
+
+
+def test_a_compressed_packet_that_is_cut_off_stays() -> None:
+    head = xmp_places.PNG_XMP + b"\1\0\0\0"
+    data = png_with(chunk(b"iTXt", head + zlib.compress(OLD + b"<p/>" * 99)[:-9]))
+
+    assert mark(io.BytesIO(data), "png", MADE).provenance is Provenance.NONE
+
+
 def test_a_long_packet_has_no_room_in_a_jpeg() -> None:
     long = OLD.replace(b"</rdf:RDF>", b" " * 65_000 + b"</rdf:RDF>")
     data = saved("JPEG", xmp=long)
@@ -346,6 +367,16 @@ def test_a_sequence_in_avif_is_left_alone() -> None:
 
     assert result.provenance is Provenance.NONE
     assert result.file.read() == data
+
+
+def test_an_avif_with_parts_in_other_files_is_left_alone() -> None:
+    data = bytearray(SAMPLES["avif"][1])
+    at = data.index(b"iloc") + 15  # the reference of the first item; readers ignore it
+    assert data[at - 3 : at + 1] == b"\0\1\0\0"
+    data[at] = 1
+    inspect(io.BytesIO(data))
+
+    assert mark(io.BytesIO(data), "avif", MADE).provenance is Provenance.NONE
 
 
 def test_what_comes_after_a_picture_stays_after_it() -> None:
