@@ -25,10 +25,9 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.core import crashpoints
 from app.core.batching import Batcher
 from app.core.counters import SharedCounters
-from app.core.crashpoints import Point
+from app.core.crashpoints import Point, reach
 from app.core.guarded_http import was_refused
 from app.domain.errors import OutboundRefused, Unavailable
 from app.domain.notices import TEST
@@ -171,7 +170,7 @@ class Courier:
     async def _deliver(self, dispatch: Dispatch) -> None:
         began, at = time.monotonic(), datetime.now(UTC)
         answer = await self._send(dispatch, at)
-        crashpoints.reach(Point.WEBHOOK_SENT)
+        reach(Point.WEBHOOK_SENT)
         seconds = round(time.monotonic() - began, 3)
         verdict = self._judge(dispatch, answer, at, seconds)
         outcome = "retried" if verdict.state == "pending" else verdict.state

@@ -31,13 +31,12 @@ from app.services.job_records import ENDPOINTS
 from app.services.outbox import NOTIFICATIONS, name_of_endpoint
 
 MOST_AT_ONCE: Final = 10_000  # sent again by one request
-MOST_TRIES: Final = 50  # shown of one notification
 
 # What a row shows of itself: all but what it says.
 _SHOWN = [c for c in NOTIFICATIONS.c if c.name not in ("data", "url", "receiver")]
 # The latest of them, in order.
 _tries = literal_column(
-    f"""(
+    """(
     SELECT jsonb_agg(
         jsonb_build_object(
             'number', last.number, 'at', last.at, 'seconds', last.seconds,
@@ -45,7 +44,7 @@ _tries = literal_column(
         ) ORDER BY last.number
     ) FROM (
         SELECT * FROM deliveries d WHERE d.notification_id = notifications.id
-        ORDER BY d.number DESC LIMIT {MOST_TRIES:d}
+        ORDER BY d.number DESC LIMIT 50
     ) AS last
     )""",
     JSONB,

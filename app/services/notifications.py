@@ -108,26 +108,31 @@ WITH RECURSIVE waiting AS (
 SELECT receiver, owner FROM waiting WHERE due_at <= now() ORDER BY due_at LIMIT :limit
 """)
 
+_LOCK_DUE = text("""
+SELECT due.id FROM unnest(:receivers, :shares) AS asked(receiver, share)
+CROSS JOIN LATERAL (
+    SELECT n.id FROM notifications n
+    WHERE n.receiver = asked.receiver AND n.due_at <= now()
+    ORDER BY n.due_at LIMIT asked.share FOR UPDATE SKIP LOCKED
+) AS due
+""").bindparams(
+    bindparam("receivers", type_=ARRAY(Text())),
+    bindparam("shares", type_=ARRAY(Integer())),
+)
+# By ids that are told, and not in one statement with the above: how many it will find nobody
+# can guess, and a wrong guess reads the whole table.
+#
 # What belongs to an endpoint that is gone or switched off goes nowhere.  A test does: it is
 # asked for, perhaps to see whether the endpoint may be switched on again.
 _CLAIM = text("""
-WITH chosen AS MATERIALIZED (
-    SELECT due.id FROM unnest(:receivers, :shares) AS asked(receiver, share)
-    CROSS JOIN LATERAL (
-        SELECT n.id FROM notifications n
-        WHERE n.receiver = asked.receiver AND n.due_at <= now()
-        ORDER BY n.due_at LIMIT asked.share FOR UPDATE SKIP LOCKED
-    ) AS due
-),
-sorted AS (
+WITH sorted AS (
     SELECT
         n.id, e.url, e.secret, e.failing_since,
         CASE WHEN e.previous_until > now() THEN e.previous_secret END AS previous,
         n.endpoint_id IS NULL
             OR coalesce(e.is_enabled OR n.type = :test, false) AS goes
-    FROM chosen
-    JOIN notifications n ON n.id = chosen.id
-    LEFT JOIN endpoints e ON e.id = n.endpoint_id
+    FROM notifications n LEFT JOIN endpoints e ON e.id = n.endpoint_id
+    WHERE n.id = ANY(:ids)
 )
 UPDATE notifications n SET
     attempts = n.attempts + CASE WHEN sorted.goes THEN 1 ELSE 0 END,
@@ -135,14 +140,13 @@ UPDATE notifications n SET
     due_at = CASE WHEN sorted.goes THEN now() + :lease END,
     finished_at = CASE WHEN NOT sorted.goes THEN now() END,
     state = CASE WHEN sorted.goes THEN 'pending' ELSE 'dropped' END
-FROM sorted WHERE n.id = sorted.id
+FROM sorted WHERE n.id = sorted.id AND n.id = ANY(:ids)
 RETURNING
     n.id, n.claim_token, n.owner, n.receiver, n.endpoint_id, n.type, n.data, n.created_at,
     n.attempts, n.attempts - n.tried_before AS tries, coalesce(sorted.url, n.url) AS url,
     sorted.secret, sorted.previous, sorted.failing_since IS NOT NULL AS is_failing
 """).bindparams(
-    bindparam("receivers", type_=ARRAY(Text())),
-    bindparam("shares", type_=ARRAY(Integer())),
+    bindparam("ids", type_=ARRAY(Uuid())),
     bindparam("lease", type_=Interval()),
     bindparam("test", TEST),
 )
@@ -186,12 +190,11 @@ async def claim(
     conn: AsyncConnection, shares: Mapping[str, int], *, lease: timedelta
 ) -> list[Dispatch]:
     """Take what is due, up to so many for each receiver, the oldest first."""
-    values = {
-        "receivers": list(shares),
-        "shares": list(shares.values()),
-        "lease": lease,
-    }
-    rows = await conn.execute(_CLAIM, values)
+    asked = {"receivers": list(shares), "shares": list(shares.values())}
+    ids = list((await conn.execute(_LOCK_DUE, asked)).scalars())
+    if not ids:
+        return []
+    rows = await conn.execute(_CLAIM, {"ids": ids, "lease": lease})
     return [_dispatch(row) for row in rows if row.claim_token is not None]
 
 
