@@ -89,7 +89,10 @@ async def test_a_job_is_told_from_its_birth_to_its_end(
     assert stream.retry == 2000
 
 
-async def test_what_a_worker_does_is_told(api: Api, jobs: JobTable) -> None:
+async def test_what_a_worker_does_is_told_at_its_hints(
+    api: Api, jobs: JobTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.services.live.REREAD", 3600.0)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(working(api.settings))
         await stack.enter_async_context(asyncio.timeout(SOON))
