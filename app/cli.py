@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app import cli_keys, cli_queue, cli_webhooks
+from app import cli_events, cli_keys, cli_queue, cli_webhooks
 from app.cli_session import (
     FAILED,
     INTERRUPTED,
@@ -53,6 +53,7 @@ app = typer.Typer(
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_queue.app, name="queue")
 app.add_typer(cli_webhooks.app, name="webhooks")
+app.command()(cli_events.events)
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID")]
 

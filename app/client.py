@@ -6,11 +6,13 @@ What `mediagen` and scripts use.  Knows the public contract only, nothing of the
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -20,11 +22,14 @@ import httpx
 
 T = TypeVar("T")
 Job = dict[str, Any]  # as `models/schemas.py` describes it
+Event = dict[str, Any]  # a `JobEvent`, or a `StreamReset`, which has a `reason`
 
 TERMINAL = ("completed", "failed", "cancelled")
 
 _LONG_POLL = 20  # seconds
 _UPLOAD = 120
+_QUIET = 45  # seconds without so much as a comment: the other side is lost
+_BEFORE_COMING_BACK = 1.0  # seconds
 _SHORT_POLL = 5  # while a job is pending, for why it waits is no news of the job's own
 _TEMPORARY = (502, 503, 504)  # what a proxy, or an API without its database, answers
 
@@ -108,20 +113,7 @@ class Client:
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Ask once; return a success with a JSON object or with nothing, or a 304."""
-        response = self._http.request(method, self._root + path, **options)
-        if response.status_code in (204, 304):
-            return response
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if response.status_code in _TEMPORARY and not isinstance(body, dict):
-            raise Refused(response.status_code, f"{response.reason_phrase}.")
-        if not isinstance(body, dict) or response.is_redirect:
-            raise NotOurs
-        if response.is_error:
-            raise _refusal(response.status_code, body)
-        return response
+        return _believed(self._http.request(method, self._root + path, **options))
 
     def generate(self, body: Mapping[str, Any]) -> httpx.Response:
         """Submit a job; once, also when the answer is lost and it has to be asked for again."""
@@ -198,6 +190,55 @@ class Client:
                 if away_since is not None:
                     self._say("The API is back")
                 return result
+
+    # -- events ------------------------------------------------------------------------------
+
+    def events(
+        self, job_id: str | None, *, after: str | None = None, owner: str | None = None
+    ) -> Iterator[Event]:
+        """Give events as they come: a job's up to its end, else all jobs' without end.
+
+        A connection that breaks is opened again, and nothing is missed or told twice.
+        """
+        path = f"/jobs/{segment(job_id)}/events" if job_id else "/events"
+        params = {"owner": owner} if owner else {}
+        last_id = after
+        while True:
+            response = self._patiently(lambda: self._listen(path, params, last_id))
+            with closing(response):
+                if response.status_code == 204:
+                    return
+                try:
+                    for last_id, data in event_blocks(response.iter_lines(), last_id):
+                        if data is None:
+                            continue
+                        yield data
+                        if job_id and data.get("status") in TERMINAL:
+                            return
+                except httpx.TransportError:
+                    pass  # cut off, or quiet for too long
+            time.sleep(_BEFORE_COMING_BACK)
+
+    def _listen(
+        self, path: str, params: Mapping[str, str], last_id: str | None
+    ) -> httpx.Response:
+        """Open a stream, to be closed by the caller."""
+        request = self._http.build_request(
+            "GET",
+            self._root + path,
+            params=params,
+            headers={"Last-Event-ID": last_id} if last_id else {},
+            timeout=httpx.Timeout(10, connect=5, read=_QUIET),
+        )
+        response = self._http.send(request, stream=True)
+        kind = response.headers.get("content-type", "")
+        if response.status_code == 200 and kind.startswith("text/event-stream"):
+            return response
+        with closing(response):
+            response.read()
+            if _believed(response).status_code != 204:
+                raise NotOurs
+            return response
 
     # -- files -------------------------------------------------------------------------------
 
@@ -279,6 +320,43 @@ def _publish(part: Path, wanted: Path, sha256: str) -> Path:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def event_blocks(
+    lines: Iterable[str], last_id: str | None
+) -> Iterator[tuple[str | None, Event | None]]:
+    """Read a stream of events: each block's id and data; None for one that only has an id.
+
+    The last of several lines of data wins: the API sends one.
+    """
+    data = None
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            yield last_id, None if data is None else json.loads(data)
+            data = None
+        elif field == "id":
+            last_id = value
+        elif field == "data":
+            data = value
+
+
+def _believed(response: httpx.Response) -> httpx.Response:
+    """Give a success with a JSON object or with nothing, or a 304; raise anything else."""
+    if response.status_code in (204, 304):
+        return response
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.status_code in _TEMPORARY and not isinstance(body, dict):
+        raise Refused(response.status_code, f"{response.reason_phrase}.")
+    if not isinstance(body, dict) or response.is_redirect:
+        raise NotOurs
+    if response.is_error:
+        raise _refusal(response.status_code, body)
+    return response
 
 
 def _refusal(status: int, problem: Mapping[str, Any]) -> Refused:

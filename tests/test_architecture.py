@@ -205,6 +205,7 @@ RULES: dict[Rule, tuple[list[Path], set[str]]] = {
         {
             *("app/cli.py", "app/up.py", "app/terminal.py", "app/core/config.py"),
             *("worker/celery_app.py", "app/cli_keys.py", "app/cli_webhooks.py"),
+            "app/cli_events.py",
         },
     ),
     nobody_sleeps: (

@@ -661,6 +661,78 @@ def test_usage_as_json_is_the_apis_answer(api: Stub) -> None:
     assert json.loads(run("usage", "--json", "--url", api.url).stdout) == a_usage()
 
 
+STREAM = {"Content-Type": "text/event-stream"}
+
+
+def an_event(version: int, kind: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "job_id": JOB_ID,
+        "owner": "default",
+        "version": version,
+        "status": "processing",
+        "stage": "generating",
+        "progress": None,
+        "at": "2026-11-25T20:00:00Z",
+    } | changes
+
+
+def a_stream(*events: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
+    """Give the events in the form of a stream that breaks off after them."""
+    text = "retry: 2000\n\n: still here\n\n"
+    for event in events:
+        text += f"id: {event['version']}\nevent: {event['type']}\n"
+        text += f"data: {json.dumps(event)}\n\n"
+    return 200, text.encode(), STREAM
+
+
+def test_events_come_line_by_line_across_breaks(
+    api: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.client._BEFORE_COMING_BACK", 0.0)
+    end = {"status": "completed", "stage": None, "progress": 1.0}
+    api.on(
+        f"GET /api/v1/jobs/{JOB_ID}/events",
+        a_stream(an_event(1, "job.created"), an_event(2, "job.progress", progress=0.4)),
+        a_problem(503, "Away."),
+        a_stream(),
+        a_stream(an_event(3, "job.completed", **end)),
+    )
+    result = run("events", JOB_ID, "--url", api.url)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "job.created",
+        "job.progress",
+        "job.completed",
+    ]
+    assert lines[1].endswith("generating  40%")
+    came_back_with = [headers.get("Last-Event-ID") for _, _, headers, _ in api.seen]
+    assert came_back_with == [None, "2", "2", "2"]
+
+
+def test_events_of_a_failed_job_are_no_success(api: Stub) -> None:
+    failed = an_event(7, "job.failed", status="failed", stage=None)
+    api.on(f"GET /api/v1/jobs/{JOB_ID}/events", a_stream(failed))
+    result = run("events", JOB_ID, "--after", "6", "--json", "--url", api.url)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == failed
+    assert api.seen[0][2]["Last-Event-ID"] == "6"
+
+
+def test_events_of_a_job_that_was_told_whole_are_none(api: Stub) -> None:
+    api.on(f"GET /api/v1/jobs/{JOB_ID}/events", (204, b""))
+    result = run("events", JOB_ID, "--after", "9", "--url", api.url)
+    assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_events_the_api_refuses_end_the_command(api: Stub) -> None:
+    api.on("GET /api/v1/events", a_problem(403, "Only administrators see others."))
+    result = run("events", "--owner", "bob", "--url", api.url)
+    assert result.exit_code == 2
+    assert "Only administrators" in result.stderr
+
+
 def test_cancel_and_retry_show_the_job(api: Stub) -> None:
     working = a_job(status="processing", stage="generating")
     api.on(f"POST /api/v1/jobs/{JOB_ID}/cancel", working)

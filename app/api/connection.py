@@ -33,6 +33,8 @@ class BoundedConnection(HttpToolsProtocol):
     head_patience = timedelta(seconds=10)
     # For a client to take what is buffered for it: some 50 KiB.
     reading_patience = timedelta(seconds=60)
+    # The same, of one that is slow when the process is asked to stop: it holds the end up.
+    last_patience = timedelta(seconds=5)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -161,6 +163,15 @@ class BoundedConnection(HttpToolsProtocol):
         """Close an idle connection; what it has not read by then, it must read now."""
         super().timeout_keep_alive_handler()
         self._expect_reading()
+
+    def shutdown(self) -> None:
+        """End with the answer under way; who does not take it is not waited for long."""
+        super().shutdown()
+        if self._reading_timer is not None:
+            _cancel(self._reading_timer)
+            self._reading_timer = self.loop.call_later(
+                self.last_patience.total_seconds(), self.transport.abort
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""

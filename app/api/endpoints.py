@@ -60,6 +60,7 @@ from app.services.media_links import Addresses
 router = APIRouter(route_class=GuardedRoute)
 
 LONGEST_WAIT = 60.0
+LONGEST_TRUST = 5.0  # seconds; a job that vanished is no news
 
 EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
@@ -197,7 +198,7 @@ async def _wait_for(
             if is_worth_telling(record):
                 return record
             left = deadline - time.monotonic()
-            await watch.newer_than(record.row.version, left)
+            await watch.newer_than(record.row.version, min(left, LONGEST_TRUST))
 
 
 def _mentions(header: str, etag: str) -> bool:

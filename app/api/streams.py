@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +20,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.guard import admit_again, caller_of, read_secret
+from app.api.guard import admit_again, caller_of
 from app.domain.access import Caller
 from app.domain.errors import (
     Forbidden,
@@ -46,7 +46,7 @@ class _Open:
     """One open stream: who has it, who may, and how it is ended."""
 
     request: Request
-    key: str
+    credentials: tuple[str | None, ...]  # empty: nobody is asked for any
     may: Callable[[Caller], bool]
     end: Callable[[], None]
 
@@ -87,18 +87,19 @@ class Streams:
         self, request: Request, may: Callable[[Caller], bool], end: Callable[[], None]
     ) -> AsyncIterator[None]:
         """Count a stream; call `end` once its caller is no longer one who `may` have it."""
-        stream = _Open(request, _key_of(request), may, end)
+        key = _key_of(request)
+        stream = _Open(request, _credentials_of(request), may, end)
         self._open.add(stream)
-        self._of_keys[stream.key] += 1
-        if stream.key and self._admitting is None:
+        self._of_keys[key] += 1
+        if stream.credentials and self._admitting is None:
             self._admitting = asyncio.create_task(self._admit_for_ever())
         try:
             yield
         finally:
             self._open.discard(stream)
-            self._of_keys[stream.key] -= 1
-            if not self._of_keys[stream.key]:
-                del self._of_keys[stream.key]
+            self._of_keys[key] -= 1
+            if not self._of_keys[key]:
+                del self._of_keys[key]
 
     async def aclose(self) -> None:
         """End what looks after the streams."""
@@ -107,20 +108,20 @@ class Streams:
             await asyncio.gather(self._admitting, return_exceptions=True)
 
     async def _admit_for_ever(self) -> None:
-        """Ask of every key again and again whether it may still; once for all its streams."""
+        """Ask of all credentials again and again; once for all streams that came with them."""
         try:
-            while by_key := self._by_key():
-                await asyncio.gather(*map(self._admit_again, by_key))
+            while groups := self._by_credentials():
+                await asyncio.gather(*map(self._admit_again, groups))
                 await asyncio.sleep(ADMITTED_EVERY.total_seconds())
         finally:
             self._admitting = None
 
-    def _by_key(self) -> Iterable[list[_Open]]:
-        found: dict[str, list[_Open]] = {}
+    def _by_credentials(self) -> list[list[_Open]]:
+        found: dict[tuple[str | None, ...], list[_Open]] = {}
         for stream in self._open:
-            if stream.key:
-                found.setdefault(stream.key, []).append(stream)
-        return found.values()
+            if stream.credentials:
+                found.setdefault(stream.credentials, []).append(stream)
+        return list(found.values())
 
     async def _admit_again(self, streams: list[_Open]) -> None:
         request = streams[0].request
@@ -138,11 +139,24 @@ class Streams:
                     stream.end()
 
 
+def _demands_keys(request: Request) -> bool:
+    return bool(request.app.state.runtime.gatekeeper.demands_keys)
+
+
 def _key_of(request: Request) -> str:
-    """Give the key a stream was opened with, where keys are demanded; else nothing."""
-    if not request.app.state.runtime.gatekeeper.demands_keys:
+    """Name the key of a request, where keys are demanded; else nothing."""
+    if not _demands_keys(request):
         return ""
-    return read_secret(request.headers) or ""
+    caller = caller_of(request)
+    return str(caller.key_id or caller.name)
+
+
+def _credentials_of(request: Request) -> tuple[str | None, ...]:
+    """Give all that a request says of who makes it, where keys are demanded."""
+    if not _demands_keys(request):
+        return ()
+    names = ("authorization", "x-api-key", "cookie")
+    return tuple(request.headers.get(name) for name in names)
 
 
 class EventStream(Response):

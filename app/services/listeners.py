@@ -77,7 +77,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.is_over = False
-        self._waker: asyncio.Future[None] | None = None
+        self._waker: asyncio.Future[bool] | None = None
 
     def end(self) -> None:
         """Have it end at once."""
@@ -86,20 +86,29 @@ class Listener:
 
     def wake(self) -> None:
         """Have it look at what there is."""
-        if self._waker is not None and not self._waker.done():
-            self._waker.set_result(None)
+        if self._waker is not None:
+            _ring(self._waker, True)
 
     async def _wait(self, patience: float | None) -> bool:
         """Wait to be woken; tell whether that was in time."""
-        self._waker = asyncio.get_running_loop().create_future()
+        # Thousands do this at every event, and this is cheaper than `asyncio.timeout`.
+        loop = asyncio.get_running_loop()
+        waker: asyncio.Future[bool] = loop.create_future()
+        self._waker = waker
+        timer = None
+        if patience is not None:
+            timer = loop.call_later(patience, _ring, waker, False)
         try:
-            async with asyncio.timeout(patience):
-                await self._waker
-        except TimeoutError:
-            return False
+            return await waker
         finally:
             self._waker = None
-        return True
+            if timer is not None:
+                timer.cancel()
+
+
+def _ring(waker: asyncio.Future[bool], is_in_time: bool) -> None:
+    if not waker.done():
+        waker.set_result(is_in_time)
 
 
 class _Follower(Listener):

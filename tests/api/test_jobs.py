@@ -93,7 +93,7 @@ async def test_waiting_ends_with_the_job(api: Api, jobs: JobTable) -> None:
     await read(api, job_id)
     assert not waiting.done()
 
-    await jobs.cancel(job_id)
+    await api.client.post(f"/api/v1/jobs/{job_id}/cancel")
     ended = time.monotonic()
     answer = await waiting
 
@@ -127,7 +127,7 @@ async def test_whoever_knows_the_job_waits_for_any_change(
     await read(api, job_id)
     assert not waiting.done()
 
-    await jobs.claim_one(job_id)
+    await api.app.state.runtime.ledger.claim([job_id], starts=1)
     changed = time.monotonic()
     answer = await waiting
 

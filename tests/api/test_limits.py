@@ -235,6 +235,45 @@ async def test_a_client_that_does_not_read_is_left(
     await wait_for_async(is_lost, within=20, what="the end of the connection")
 
 
+class Remembered(BoundedConnection):
+    """Can be found by a test."""
+
+    last_patience = timedelta(seconds=0.2)
+    slow: BoundedConnection | None = None
+
+    def pause_writing(self) -> None:
+        """Note whose client does not read."""
+        super().pause_writing()
+        type(self).slow = self
+
+
+async def test_a_client_that_does_not_read_does_not_hold_the_end_up(
+    settings: Callable[..., Settings], connect: Connect
+) -> None:
+    async with served(settings(), Remembered) as patient:
+        wire = await connect(patient)
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        large = b"GET /docs-files/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+        await wire.send(large * 20)
+
+        sizes = [0]
+
+        async def is_slow() -> bool:
+            if Remembered.slow is not None and Remembered.slow.flow.write_paused:
+                sizes.append(Remembered.slow.transport.get_write_buffer_size())
+            return sizes[-1] > 0 and sizes[-10:] == sizes[-1:] * 10
+
+        await wait_for_async(is_slow, within=20, what="buffers that are full")
+        assert Remembered.slow is not None
+        Remembered.slow.shutdown()  # as the server does with all when it is to end
+
+        async def is_lost() -> bool:
+            wire.writer.write(b"GET")
+            return wire.writer.transport.is_closing()
+
+        await wait_for_async(is_lost, within=20, what="the end of the connection")
+
+
 async def test_a_body_that_pauses_is_not_waited_for(api: Api, connect: Connect) -> None:
     api.app.state.pace = Pace(longest_pause=timedelta(seconds=0.2))
     wire = await connect(api)

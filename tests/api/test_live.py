@@ -30,6 +30,12 @@ SOON = 20.0  # seconds, on a busy machine
 ALL = "/api/v1/events"
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have lost hints made up for soon: what tests write into the tables gives none."""
+    monkeypatch.setattr("app.services.live.REREAD", 0.1)
+
+
 @pytest.fixture
 async def api(shared: Api, shared_sandbox: Sandbox) -> AsyncIterator[Api]:
     yield await emptied(shared, shared_sandbox)
@@ -89,7 +95,10 @@ async def test_a_job_is_told_from_its_birth_to_its_end(
     assert stream.retry == 2000
 
 
-async def test_what_a_worker_does_is_told(api: Api, jobs: JobTable) -> None:
+async def test_what_a_worker_does_is_told_at_its_hints(
+    api: Api, jobs: JobTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.services.live.REREAD", 3600.0)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(working(api.settings))
         await stack.enter_async_context(asyncio.timeout(SOON))
@@ -333,8 +342,9 @@ async def test_a_client_that_does_not_read_costs_little_and_misses_nothing(
 
 
 async def test_without_redis_it_takes_time_and_nothing_else(
-    serve: Serve, sandbox: Sandbox
+    serve: Serve, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.services.live.REREAD", 2.0)
     api: Api = await serve(sandbox, redis_url="redis://127.0.0.1:9/0")
     jobs = JobTable(api.app.state.runtime.database)
     async with asyncio.timeout(2 * SOON), streaming(api.client, ALL) as stream:
