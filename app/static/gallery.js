@@ -247,7 +247,6 @@
     const chosen = all.filter((box) => box.checked).length;
     form.hidden = !all.length;
     form.dataset.count = chosen;
-    form.classList.toggle("is-quiet", !chosen);
     form.querySelector("[data-picked]").textContent = chosen ? `${chosen} chosen` : "Nothing chosen";
     for (const button of form.querySelectorAll("[data-needs-choice]")) {
       button.disabled = !chosen;
@@ -329,11 +328,16 @@
     }
     const closer = event.target.closest?.("[data-close-dialog]");
     if (closer) {
-      if (closer.type === "button") event.preventDefault();
+      event.preventDefault();
       closer.closest("dialog")?.close();
       return;
     }
     if (event.target.matches?.("dialog[open]")) event.target.close(); // the space around it
+  });
+
+  // Not before the form has left: a button that is hidden is not the one that was pressed.
+  document.addEventListener("submit", (event) => {
+    for (const open of event.target.querySelectorAll("dialog[open]")) open.close();
   });
 
   // ----------------------------------------------------------------------- looking closely
@@ -390,8 +394,5 @@
 
   // ------------------------------------------------------------------- what comes into it
 
-  onContent((root) => {
-    for (const one of every("[data-needs-script]", root)) one.hidden = false;
-    count();
-  });
+  onContent(count);
 })();
