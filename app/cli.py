@@ -202,7 +202,13 @@ def status(
 def jobs(
     status: Annotated[str | None, typer.Option(help=f"{_STATUSES}.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m")] = None,
-    q: Annotated[str | None, typer.Option("-q", help="Part of the prompt.")] = None,
+    q: Annotated[
+        str | None,
+        typer.Option("-q", help='Words of the prompt, or "a phrase" of it.'),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Of an output, in pixels.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
     cursor: Annotated[
         str | None, typer.Option(help="Where the last page ended.")
@@ -218,6 +224,7 @@ def jobs(
         "status": status,
         "model": model,
         "q": q,
+        "size": size,
         "limit": limit,
         "cursor": cursor,
     }
@@ -230,6 +237,8 @@ def jobs(
         show_table(page["items"])
         if page["next_cursor"]:
             say(f"More: the same command with --cursor {page['next_cursor']}")
+    elif page["next_cursor"]:
+        say(f"None yet; go on with --cursor {page['next_cursor']}")
     else:
         say("There are no such jobs.")
 

@@ -38,9 +38,7 @@ SELECT id, CASE fate WHEN 'pending' THEN 1 WHEN 'processing' THEN 3 ELSE 5 END, 
     0, 'replicate',
     CASE WHEN n %% 10 < 7 THEN 'black-forest-labs/flux-schnell'
          WHEN n %% 10 < 9 THEN 'black-forest-labs/flux-dev' ELSE 'stability-ai/sdxl' END,
-    'a lighthouse at dusk, number ' || n || ', gentle waves, oil on canvas',
-    jsonb_build_object('prompt', 'a lighthouse at dusk, number ' || n
-        || ', gentle waves, oil on canvas', 'seed', n, 'num_outputs', 1),
+    prompt, jsonb_build_object('prompt', prompt, 'seed', n, 'num_outputs', 1),
     1, 0, '{}', md5(n::text), '[]',
     CASE fate WHEN 'failed' THEN 'provider_error' END,
     CASE fate WHEN 'failed' THEN 'The generation failed.' END,
@@ -52,7 +50,7 @@ SELECT id, CASE fate WHEN 'pending' THEN 1 WHEN 'processing' THEN 3 ELSE 5 END, 
     CASE fate WHEN 'completed' THEN at + interval '3 seconds' END,
     CASE WHEN fate NOT IN ('pending', 'processing') THEN at + interval '4 seconds' END
 FROM (
-    SELECT n, id, uuid_extract_timestamp(id) AS at,
+    SELECT n, id, uuid_extract_timestamp(id) AS at, $prompt AS prompt,
         CASE WHEN n > %(jobs)s * 0.995 THEN 'pending'
              WHEN n > %(jobs)s * 0.99 THEN 'processing'
              WHEN n %% 25 = 7 THEN 'failed'
@@ -63,6 +61,8 @@ FROM (
     ) AS numbered
 ) AS fated
 """
+_PROMPT = "'a lighthouse at dusk, number ' || n || ', gentle waves, oil on canvas'"
+_GIVEN_PROMPT = "(SELECT prompt FROM given WHERE number = n)"
 _ATTEMPTS = """
 INSERT INTO attempts (id, job_id, number, state, handle, fingerprint, token, sent_at, closed_at)
 SELECT gen_random_uuid(), id, 1,
@@ -103,14 +103,29 @@ class Kind:
     paths: Sequence[str]
 
 
-def fill(service: Service, jobs: int) -> None:
-    """Insert the rows; foreign keys are not checked, which takes most of the time."""
+def fill(service: Service, jobs: int, prompts: Sequence[str] = ()) -> None:
+    """Insert the rows, with equal prompts unless some are given, one for each job.
+
+    Foreign keys are not checked, and the index of prompts is made afterwards: both take most of
+    the time.
+    """
     began = time.monotonic()
     with psycopg.connect(service.database, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("SET maintenance_work_mem = '512MB'")
-        connection.execute(_JOBS.encode(), {"jobs": jobs})
-        for statement in (_ATTEMPTS, _ASSETS, _EVENTS):
+        (made,) = connection.execute(
+            "SELECT pg_get_indexdef('ix_jobs_prompt_parts'::regclass)"
+        ).fetchall()
+        connection.execute("DROP INDEX ix_jobs_prompt_parts")
+        connection.execute(
+            "CREATE TEMP TABLE given (number int PRIMARY KEY, prompt text)"
+        )
+        with connection.cursor().copy("COPY given FROM STDIN") as copy:
+            for number, prompt in enumerate(prompts, 1):
+                copy.write_row((number, prompt))
+        prompt = _GIVEN_PROMPT if prompts else _PROMPT
+        connection.execute(_JOBS.replace("$prompt", prompt).encode(), {"jobs": jobs})
+        for statement in (_ATTEMPTS, _ASSETS, _EVENTS, made[0]):
             connection.execute(statement.encode())
         connection.execute("VACUUM (ANALYZE)")
     size = service.rows("SELECT pg_database_size(current_database())")[0][0]

@@ -564,8 +564,8 @@ def test_jobs_is_a_table_newest_first_with_a_way_on(api: Stub) -> None:
     page = {"items": [a_completed_job(), failed], "next_cursor": "abc"}
     api.on("GET /api/v1/jobs", page)
 
-    words = "jobs --status failed --model a/b -q fox --limit 2 --cursor xyz --url"
-    result = run(*words.split(), api.url)
+    words = "jobs --status failed --model a/b -q fox --size 8x6 --limit 2 --cursor xyz"
+    result = run(*words.split(), "--url", api.url)
 
     head, _, first, second = (line.split() for line in result.stdout.splitlines())
     assert head == ["time", "job", "status", "model", "s", "files", "prompt"]
@@ -573,7 +573,16 @@ def test_jobs_is_a_table_newest_first_with_a_way_on(api: Stub) -> None:
     assert second[-2:] == ["two", "lines"] and "failed" in second
     assert "--cursor abc" in result.stderr
     query = api.seen[0][1].partition("?")[2]
-    assert query == "status=failed&model=a%2Fb&q=fox&limit=2&cursor=xyz"
+    assert query == "status=failed&model=a%2Fb&q=fox&size=8x6&limit=2&cursor=xyz"
+
+
+def test_a_search_that_is_not_over_says_how_to_go_on(api: Stub) -> None:
+    api.on("GET /api/v1/jobs", {"items": [], "next_cursor": "abc"})
+
+    result = run("jobs", "-q", "qx", "--url", api.url)
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "--cursor abc" in result.stderr and "no such" not in result.stderr
 
 
 def test_jobs_as_json_is_the_apis_answer(api: Stub) -> None:

@@ -165,6 +165,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_using="gin",
         postgresql_ops={"prompt": "gin_trgm_ops"},
+        postgresql_where=sa.text("due_at IS NULL"),
     )
 
 
@@ -175,6 +176,7 @@ def downgrade() -> None:
         table_name="jobs",
         postgresql_using="gin",
         postgresql_ops={"prompt": "gin_trgm_ops"},
+        postgresql_where=sa.text("due_at IS NULL"),
     )
     op.drop_index("ix_job_events_log", table_name="job_events")
     op.drop_column("job_events", "xid")

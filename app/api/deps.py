@@ -32,6 +32,14 @@ Cursor = Annotated[
     ),
 ]
 
+Size = Annotated[
+    str | None,
+    Query(
+        pattern="^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$",
+        description="Of an output, in pixels: width, an x, height; such as 1024x768.",
+    ),
+]
+
 
 def _written_out(given: object) -> object:
     """Refuse a bare number: nobody can tell whether it counts seconds or milliseconds."""
@@ -131,3 +139,11 @@ def read_cursor(text: str | None) -> UUID | None:
             code="invalid_cursor",
         )
     return UUID(bytes=base64.urlsafe_b64decode(text + "=="))
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Give width and height of a valid `Size`."""
+    if text is None:
+        return None
+    width, _, height = text.partition("x")
+    return int(width), int(height)

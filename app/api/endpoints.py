@@ -20,10 +20,12 @@ from app.api.deps import (
     Cursor,
     Id,
     Moment,
+    Size,
     parse_body,
     parse_job_id,
     promptly,
     read_cursor,
+    read_size,
     runtime_of,
     write_cursor,
 )
@@ -54,7 +56,7 @@ from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Status
 from app.models import schemas
 from app.runtime import Runtime
-from app.services import job_queries
+from app.services import job_search
 from app.services.job_queries import JobFilter, JobRecord
 from app.services.job_records import PRIORITIES
 from app.services.media_links import Addresses
@@ -271,14 +273,24 @@ async def jobs(
     status: Annotated[schemas.StatusWord | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=300)] = None,
     q: Annotated[
-        str | None, Query(max_length=200, description="Part of the prompt.")
+        str | None,
+        Query(
+            max_length=200,
+            description="Words of the prompt, or parts of them, in any case: all must occur,"
+            " in any order. What is between double quotes must occur as it stands.",
+        ),
     ] = None,
+    size: Size = None,
     created_after: Annotated[Moment | None, Query()] = None,
     created_before: Annotated[Moment | None, Query()] = None,
     cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
-    """List jobs, newest first.  The cursor is stable while jobs come and go."""
+    """List jobs, newest first.  The cursor is stable while jobs come and go.
+
+    A search (`q`, `size`) that took too long answers with what it has found, perhaps nothing,
+    and `next_cursor` goes on from there: the end is where there is none.
+    """
     runtime, caller = runtime_of(request), caller_of(request)
     before = read_cursor(cursor)
     owner = _clean(owner)
@@ -289,27 +301,25 @@ async def jobs(
         status=status,
         model=_clean(model),
         text=_clean(q),
+        size=read_size(size),
         created_after=_storable(created_after),
         created_before=_storable(created_before),
     )
-    found = await promptly(_page(runtime, wanted, before, limit + 1))
-    shown = found[:limit]
-    addresses, breaker = runtime.links.now(), await _breaker(runtime, shown)
+    found = await promptly(_page(runtime, wanted, before, limit))
+    addresses, breaker = runtime.links.now(), await _breaker(runtime, found.jobs)
     return respond(
         {
-            "items": [job_body(record, addresses, breaker) for record in shown],
-            "next_cursor": (
-                write_cursor(shown[-1].row.id) if len(found) > limit else None
-            ),
+            "items": [job_body(record, addresses, breaker) for record in found.jobs],
+            "next_cursor": write_cursor(found.rest) if found.rest else None,
         }
     )
 
 
 async def _page(
     runtime: Runtime, wanted: JobFilter, before: UUID | None, limit: int
-) -> list[JobRecord]:
-    async with runtime.ledger.reading() as conn:
-        return await job_queries.page(conn, wanted, before=before, limit=limit)
+) -> job_search.Page:
+    async with runtime.ledger.transaction() as conn:
+        return await job_search.page(conn, wanted, before=before, limit=limit)
 
 
 def _clean(text: str | None) -> str | None:

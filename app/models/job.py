@@ -153,12 +153,14 @@ class Job(Base):
         Index("ix_jobs_owner_id", "owner", text("id DESC")),
         Index("ix_jobs_owner_status_id", "owner", "status", text("id DESC")),
         Index("ix_jobs_owner_model_id", "owner", "model", text("id DESC")),
-        # Searching: parts of words, in any case.
+        # Searching: parts of words, in any case.  Finished jobs only: every look at a live one
+        # would write its prompt's hundred entries again.
         Index(
             "ix_jobs_prompt_parts",
             "prompt",
             postgresql_using="gin",
             postgresql_ops={"prompt": "gin_trgm_ops"},
+            postgresql_where=text("due_at IS NULL"),
         ),
     )
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Interval,
     Row,
     Select,
@@ -47,9 +48,9 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs to list; None means any.  `text` is looked for in the prompt.
+    """Which jobs to list; None means any.
 
-    `size` is the width and height of a picture of the job, in pixels.
+    `text` is looked for in the prompt, `size` (width, height) among the outputs: see `job_search`.
     """
 
     owner: str | None = None
@@ -104,8 +105,11 @@ async def find(conn: AsyncConnection, job_ids: Sequence[UUID]) -> dict[UUID, Job
 async def page(
     conn: AsyncConnection, wanted: JobFilter, *, before: UUID | None, limit: int
 ) -> list[JobRecord]:
-    """List jobs, newest first, older than the job `before`; at most `limit`."""
-    ids = _narrow(select(JOBS.c.id), wanted)
+    """List jobs, newest first, older than the job `before`; at most `limit`.
+
+    Searches nothing: that is `job_search.page`.
+    """
+    ids = select(JOBS.c.id).where(*conditions(wanted))
     if before is not None:
         ids = ids.where(JOBS.c.id < before)
     # Choosing by ids alone lets the index of a filter answer.  Asked for whole rows, the
@@ -116,33 +120,23 @@ async def page(
     return [_record(row) for row in rows]
 
 
-def _narrow(query: Select[Any], wanted: JobFilter) -> Select[Any]:
+def conditions(wanted: JobFilter) -> Sequence[ColumnElement[bool]]:
+    """Give what a job must be, but for what it says and how large it is."""
+    asked: list[ColumnElement[bool]] = []
     if wanted.owner is not None:
-        query = query.where(JOBS.c.owner == wanted.owner)
+        asked.append(JOBS.c.owner == wanted.owner)
     if wanted.status is not None:
-        query = query.where(JOBS.c.status == wanted.status)
+        asked.append(JOBS.c.status == wanted.status)
     if wanted.model is not None:
-        query = query.where(JOBS.c.model == wanted.model)
-    if wanted.text is not None:
-        query = query.where(JOBS.c.prompt.icontains(wanted.text, autoescape=True))
-    if wanted.size is not None:
-        width, height = wanted.size
-        sized = select(ASSETS.c.job_id).where(
-            ASSETS.c.width == width, ASSETS.c.height == height
-        )
-        query = query.where(JOBS.c.id.in_(sized))
+        asked.append(JOBS.c.model == wanted.model)
     # Ids are in time order: bounding them lets the primary key find the moment.
     if wanted.created_after is not None:
-        query = query.where(
-            JOBS.c.created_at >= wanted.created_after,
-            JOBS.c.id >= _first_id(wanted.created_after - CLOCK_SKEW),
-        )
+        asked.append(JOBS.c.created_at >= wanted.created_after)
+        asked.append(JOBS.c.id >= _first_id(wanted.created_after - CLOCK_SKEW))
     if wanted.created_before is not None:
-        query = query.where(
-            JOBS.c.created_at < wanted.created_before,
-            JOBS.c.id < _first_id(wanted.created_before + CLOCK_SKEW),
-        )
-    return query
+        asked.append(JOBS.c.created_at < wanted.created_before)
+        asked.append(JOBS.c.id < _first_id(wanted.created_before + CLOCK_SKEW))
+    return asked
 
 
 def _first_id(moment: datetime) -> UUID:

@@ -253,6 +253,12 @@ async def test_an_unknown_model_is_not_found(api: Api, model: str) -> None:
         ("created_before=2026-13-01T00:00:00Z", "created_before"),
         ("q=" + "x" * 201, "q"),
         ("model=" + "x" * 301, "model"),
+        ("size=large", "size"),
+        ("size=1024", "size"),
+        ("size=0x768", "size"),
+        ("size=1024x768x3", "size"),
+        ("size=1024X768", "size"),
+        ("size=1000000x768", "size"),
     ],
 )
 async def test_a_wrong_query_is_refused_by_name(

@@ -317,6 +317,35 @@ async def test_search_is_literal(
     assert await api.listed(q=text) == [wanted]
 
 
+async def test_a_search_wants_every_word_and_phrases_as_they_stand(
+    api: Api, jobs: JobTable
+) -> None:
+    one, other = await jobs.submit(
+        new_job(prompt="Oil on canvas: a lighthouse"),
+        new_job(prompt="a canvas bag on the lighthouse's oily floor"),
+    )
+
+    assert await api.listed(q="canvas oil LIGHT") == [other, one]
+    assert await api.listed(q='"oil on canvas"') == [one]
+    assert await api.listed(q="canvas sea") == []
+
+
+async def test_jobs_are_found_by_the_size_of_their_pictures(
+    api: Api, worker: None
+) -> None:
+    wide = await api.generate("a mill by the river", aspect_ratio="16:9")
+    high = await api.generate("a mill by the river", aspect_ratio="9:16", num_outputs=2)
+    first, second = [await api.finished(job.job_id) for job in (wide, high)]
+    sizes = [
+        f"{one.outputs[0].width}x{one.outputs[0].height}" for one in (first, second)
+    ]
+
+    assert await api.listed(size=sizes[0]) == [wide.job_id]
+    assert await api.listed(size=sizes[1], q="mill") == [high.job_id]
+    assert await api.listed(size=sizes[1], q="lake") == []
+    assert await api.listed(size="7x7") == []
+
+
 async def test_a_search_for_what_cannot_be_stored_finds_nothing(
     api: Api, jobs: JobTable
 ) -> None:
