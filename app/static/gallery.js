@@ -6,6 +6,7 @@
   const AGAIN = 5000; // milliseconds between looks at jobs that wait for something
   const { every, onContent, toast } = window.mgs;
   const cardOf = (id) => document.getElementById(`job-${id}`);
+  const cards = () => [...document.querySelectorAll("#jobs .job")]; // newest first
   const grid = () => document.getElementById("jobs");
   const panel = () => document.querySelector("[data-panel]");
 
@@ -77,7 +78,8 @@
     for (const fresh of [...(piece?.querySelectorAll(".job") ?? [])].reverse()) {
       if (cardOf(fresh.dataset.job)) continue;
       fresh.classList.add("is-new");
-      grid().prepend(fresh);
+      const following = cards().find((one) => one.dataset.job < fresh.dataset.job);
+      grid().insertBefore(fresh, following ?? document.getElementById("older"));
       settle(fresh);
     }
     count();
@@ -153,6 +155,12 @@
     return true;
   }
 
+  /** Tell whether a job has its place among the cards: ids are in the order of time. */
+  function belongs(id) {
+    if (!grid() || document.querySelector("[data-narrow]")) return false;
+    return !document.getElementById("older") || id > (cards().at(-1)?.dataset.job ?? "");
+  }
+
   function hear(news) {
     const place = panel();
     if (place?.dataset.panelJob === news.job) {
@@ -168,7 +176,7 @@
       if (news.version > Number(card.dataset.version) && !step(card, news)) {
         gather("changed", news.job);
       }
-    } else if (news.name === "job.created" && grid() && !document.querySelector("[data-narrow]")) {
+    } else if (news.name === "job.created" && belongs(news.job)) {
       gather("added", news.job);
     }
   }
