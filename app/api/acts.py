@@ -15,7 +15,14 @@ from sqlalchemy import Row
 
 from app.api.deps import promptly, runtime_of
 from app.api.guard import admit_again, caller_of
-from app.api.intake import Accepted, earlier, new_job, once_of, take_in
+from app.api.intake import (
+    Accepted,
+    earlier,
+    new_job,
+    not_yet,
+    once_of,
+    take_in,
+)
 from app.domain.errors import Conflict, ServiceError, Unavailable
 from app.domain.events import CancelRequested
 from app.domain.generation import JSON, GenerationRequest
@@ -29,13 +36,6 @@ from app.services.translation import CommonRequest
 _SEED: Final = "seed"
 
 Refusals = Mapping[UUID, ServiceError]
-
-
-def not_yet(webhook_url: str | None) -> tuple[str, ...]:
-    """Say what is taken down and not acted upon."""
-    if webhook_url is None:
-        return ()
-    return ("webhook_url is kept but not called yet: read the job's status instead.",)
 
 
 # ------------------------------------------------------------------------------- cancel

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
 from app.api.deps import promptly, runtime_of
-from app.api.guard import caller_of
+from app.api.guard import admit_again, caller_of
 from app.api.problems import BadParameter
 from app.api.views import etag_of, newborn_body, respond
 from app.core.crashpoints import Point, reach
@@ -24,10 +25,13 @@ from app.domain.admission import ban, plain
 from app.domain.errors import Conflict, NotFound, ServiceError
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.pricing import CostRange
+from app.models import schemas
 from app.runtime import Runtime
 from app.services import job_queries
+from app.services.job_records import PRIORITIES
 from app.services.repeats import Kind, Once
 from app.services.submission import NewJob
+from app.services.translation import CommonRequest, PreparedInput
 
 # draft-ietf-httpapi-idempotency-key-header-07: a string of RFC 9651; bare keys are common too.
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"', re.ASCII)
@@ -96,6 +100,11 @@ class Accepted:
     born: datetime
     repeated_by: str | None = None
 
+    @property
+    def job_id(self) -> UUID:
+        """Give the job's id."""
+        return self.job.id
+
 
 async def replayed(runtime: Runtime, owner: str, once: Once) -> Response | None:
     """Answer as the earlier equal request was, if there was one; raise for an unequal one."""
@@ -142,6 +151,94 @@ async def _recall(runtime: Runtime, owner: str, job_id: UUID, once: Once) -> Acc
 async def _birth_warnings(runtime: Runtime, job_id: UUID) -> tuple[str, ...]:
     async with runtime.ledger.reading() as conn:
         return await job_queries.birth_warnings(conn, job_id)
+
+
+def once_by(key: str, operation: str, asked: BaseModel) -> Once:
+    """Make an equal request with this key once: another one with it is a request of its own."""
+    fingerprint = _fingerprint(operation, asked)
+    return Once(f"{operation}:{key}:{fingerprint}", fingerprint)
+
+
+# ------------------------------------------------------------------- from a request to a job
+
+
+async def compose(
+    request: Request, wanted: schemas.GenerateRequest, once: Once | None
+) -> NewJob:
+    """Make the job that is asked for, ready to be accepted: its files are fetched and kept.
+
+    Raise what forbids it, as far as that can be known of the request alone.
+    """
+    runtime, caller = runtime_of(request), caller_of(request)
+    prepared = await _prepare(runtime, wanted)
+    resolved = await runtime.inputs.resolve(caller.owner, prepared)
+    await admit_again(request)  # fetching may have taken its time
+    return _job_of(request, wanted, resolved.prepared, resolved.uploads, once)
+
+
+async def sketch(request: Request, wanted: schemas.GenerateRequest) -> NewJob:
+    """Make the job that is asked for, to be estimated: nothing is fetched."""
+    prepared = await _prepare(runtime_of(request), wanted)
+    return _job_of(request, wanted, prepared, {}, None)
+
+
+async def _prepare(runtime: Runtime, wanted: schemas.GenerateRequest) -> PreparedInput:
+    prepared = await runtime.catalogue.prepare(_common(runtime, wanted))
+    if wanted.webhook_url is not None:
+        await runtime.outbound.examine(wanted.webhook_url, field="webhook_url")
+    return prepared
+
+
+def _common(runtime: Runtime, wanted: schemas.GenerateRequest) -> CommonRequest:
+    return CommonRequest(
+        model=wanted.model or runtime.settings.default_model,
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        width=wanted.width,
+        height=wanted.height,
+        aspect_ratio=wanted.aspect_ratio,
+        num_outputs=wanted.num_outputs,
+        seed=wanted.seed,
+        output_format=wanted.output_format,
+        parameters=wanted.parameters,
+    )
+
+
+def _job_of(
+    request: Request,
+    wanted: schemas.GenerateRequest,
+    prepared: PreparedInput,
+    uploads: Mapping[str, JSON],
+    once: Once | None,
+) -> NewJob:
+    return new_job(
+        request,
+        GenerationRequest(prepared.model, prepared.input),
+        num_outputs=prepared.num_outputs,
+        prompt=wanted.prompt,
+        priority=PRIORITIES[wanted.priority],
+        metadata=wanted.metadata,
+        webhook_url=wanted.webhook_url,
+        warnings=prepared.warnings + not_yet(wanted.webhook_url),
+        uploads=uploads,
+        once=once,
+        owner=caller_of(request).owner,
+        is_public=_is_public(runtime_of(request), wanted.visibility),
+    )
+
+
+def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> bool:
+    """Private is what a caller with a key expects; without keys it could not be kept."""
+    if visibility is None:
+        return not runtime.settings.demands_keys
+    return visibility == "public"
+
+
+def not_yet(webhook_url: str | None) -> tuple[str, ...]:
+    """Say what is taken down and not acted upon."""
+    if webhook_url is None:
+        return ()
+    return ("webhook_url is kept but not called yet: read the job's status instead.",)
 
 
 # --------------------------------------------------------------------------- acceptance
@@ -202,7 +299,10 @@ async def accept(runtime: Runtime, job: NewJob) -> Response:
 
 
 async def take_in(runtime: Runtime, job: NewJob) -> Accepted:
-    """Have the job written down and looked after; raise what forbids it."""
+    """Have the job written down and looked after, or raise what forbids it.
+
+    A repeat of an earlier request is told as that one's, and makes nothing.
+    """
     await runtime.backlog.admit()
     try:
         birth = await runtime.ledger.submit(job)
@@ -234,25 +334,31 @@ async def tell(runtime: Runtime, accepted: Accepted) -> Response:
 
 async def estimate(runtime: Runtime, job: NewJob) -> Response:
     """Say what accepting the job would mean, or raise what forbids it; accept nothing."""
+    return respond(await foresee(runtime, job))
+
+
+async def foresee(runtime: Runtime, job: NewJob, *equals: NewJob) -> dict[str, Any]:
+    """Give what accepting the job would mean, as `schemas.Estimate` describes it.
+
+    Raise what forbids it, or those beside it.
+    """
     pending = await runtime.backlog.pending()
-    await runtime.ledger.judge(job)
+    await runtime.ledger.judge(job, *equals)
     usual = await promptly(_usual_seconds(runtime, job.request.model))
     cost = cost_of(runtime, job.request, job.num_outputs)
     per_minute = runtime.settings.provider_creates_per_minute
-    return respond(
-        {
-            "model": job.request.model,
-            "parameters": job.request.input,
-            "num_outputs": job.num_outputs,
-            "warnings": job.warnings,
-            "cost": cost and {"low_usd": plain(cost.low), "high_usd": plain(cost.high)},
-            "queue": {
-                "pending": pending,
-                "starts_within_seconds": round(pending * 60 / per_minute, 1),
-                "generates_in_seconds": usual,
-            },
-        }
-    )
+    return {
+        "model": job.request.model,
+        "parameters": job.request.input,
+        "num_outputs": job.num_outputs,
+        "warnings": job.warnings,
+        "cost": cost and {"low_usd": plain(cost.low), "high_usd": plain(cost.high)},
+        "queue": {
+            "pending": pending,
+            "starts_within_seconds": round(pending * 60 / per_minute, 1),
+            "generates_in_seconds": usual,
+        },
+    }
 
 
 async def _usual_seconds(runtime: Runtime, model: str) -> float | None:

@@ -2,6 +2,8 @@
 // Everything works without it, but for comfort.
 "use strict";
 
+document.documentElement.classList.add("js");
+
 (() => {
   const every = (selector, root) => [
     ...(root.matches?.(selector) ? [root] : []),

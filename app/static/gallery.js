@@ -245,6 +245,15 @@
 
   // ------------------------------------------------------------------------ what is chosen
 
+  /** Of two cards of one job, the one that came later stays: news and answers may cross. */
+  function tidy() {
+    const seen = new Set();
+    for (const one of cards()) {
+      if (seen.has(one.dataset.job)) one.remove();
+      seen.add(one.dataset.job);
+    }
+  }
+
   const boxes = () => [...document.querySelectorAll("input[name=job][form=selection]")];
   let last = null;
 
@@ -402,5 +411,8 @@
 
   // ------------------------------------------------------------------- what comes into it
 
-  onContent(count);
+  onContent(() => {
+    tidy();
+    count();
+  });
 })();

@@ -41,6 +41,7 @@ from markupsafe import Markup
 
 from app.api.safe_headers import CSP
 from app.domain.access import Caller
+from app.web.model_form import slug
 from app.web.static_files import static_url
 from app.web.words import words_of
 
@@ -61,6 +62,7 @@ class Visitor:
 def page(
     request: Request,
     name: str,
+    /,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     **context: Any,
@@ -81,6 +83,7 @@ def page(
 def fragment(
     request: Request,
     name: str,
+    /,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     **context: Any,
@@ -239,7 +242,7 @@ def _open_templates() -> Environment:
     )
     environment.globals["static_url"] = static_url
     environment.globals["words_of"] = words_of
-    for one in (moment, ago, money, size, span, count):
+    for one in (moment, ago, money, size, span, count, slug):
         environment.filters[one.__name__] = one
     return environment
 

@@ -81,6 +81,10 @@ PAGES: dict[str, Scope | None] = {
     "GET /signin": None,
     "POST /signin": None,
     "POST /signout": None,
+    "POST /ui/form": Scope.GENERATE,
+    "POST /ui/estimate": Scope.GENERATE,
+    "POST /ui/jobs": Scope.GENERATE,
+    "POST /ui/pictures": Scope.GENERATE,
 }
 
 

@@ -141,8 +141,8 @@ async def test_a_search_finds_by_everything_it_offers(
     assert await found(q="kite") == {str(kites), str(old)}
     assert await found(q="KITES above") == {str(kites)}
     assert await found(status="failed") == {str(storm)}
-    assert await found(model="acme/painter", q="storm") == {str(storm)}
-    assert await found(model=FLUX) == set()
+    assert await found(made_with="acme/painter", q="storm") == {str(storm)}
+    assert await found(made_with=FLUX) == set()
     assert await found(size="8x8") == await found(size="8 × 8") == {str(kites)}
     assert await found(after=today, q="kite") == {str(kites)}
     assert await found(before=today, after=today) == {str(kites), str(storm)}
