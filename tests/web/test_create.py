@@ -165,7 +165,7 @@ async def test_a_form_that_is_sent_twice_makes_its_job_once(browser: Browsing) -
 
     assert len(await jobs(browser.api)) == 2
     assert all(getattr(one, "status_code", 0) in (303, 409) for one in answers)
-    assert later.text.count('class="job card"') == 2
+    assert later.text.count('class="job card ') == 2
     await browser.post("/ui/jobs", sent | {"prompt": "another harbour altogether"})
     assert len(await jobs(browser.api)) == 4
 
