@@ -199,6 +199,15 @@ def status(
 
 
 @app.command()
+def manifest(job_id: JobArgument, url: UrlOption = None, key: KeyOption = None) -> None:
+    """Print how a finished job's pictures came about, as JSON."""
+    from app.terminal import print_json
+
+    with talking(url, key) as client:
+        print_json(client.ask("GET", f"/jobs/{job_id}/manifest").json())
+
+
+@app.command()
 def jobs(
     status: Annotated[str | None, typer.Option(help=f"{_STATUSES}.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m")] = None,

@@ -21,6 +21,7 @@ from app.api import (
     documentation,
     endpoints,
     keys,
+    manifest,
     media,
     ops,
     problems,
@@ -99,6 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.include_router(endpoints.router, prefix=settings.api_v1_prefix)
     app.include_router(batches.router, prefix=settings.api_v1_prefix)
+    app.include_router(manifest.router, prefix=settings.api_v1_prefix)
     app.include_router(keys.router, prefix=settings.api_v1_prefix)
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)

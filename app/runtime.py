@@ -40,10 +40,20 @@ from app.domain.state import JobState
 from app.services.backlog import Backlog
 from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
+from app.services.credentials import (
+    Certificate,
+    Credentials,
+    UnusableCertificate,
+    load_certificate,
+)
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
-from app.services.housekeeping import ForgetSubmissions, RemoveUnusedUploads
+from app.services.housekeeping import (
+    ForgetSubmissions,
+    RemoveStrays,
+    RemoveUnusedUploads,
+)
 from app.services.inputs import Inputs
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
@@ -56,6 +66,7 @@ from app.services.outbound import Outbound
 from app.services.reconciler import Reconciler
 from app.services.survivors import CancelUnwanted, SearchForLost
 from app.services.sweep import ListSweep
+from app.services.thumbnails import Thumbnails
 from app.services.uploads import Uploads
 from app.services.watcher import LEADERSHIP_KEY, Duty, EndOutOfTime, Watcher
 from app.services.webhook_inbox import MEMORY, WebhookInbox
@@ -98,6 +109,7 @@ class Runtime:
     uploads: Uploads
     inputs: Inputs
     live: Live
+    thumbnails: Thumbnails
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event
 
@@ -163,6 +175,17 @@ def prices_of(settings: Settings) -> PriceTable:
         return load_prices(settings.price_file)
     except UnusablePrices as error:
         refuse_to_start("price_file", f"{error}: see docs/money.md")
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Give what pictures are signed with, if they are; a wrong one ends the process."""
+    chain, key = settings.c2pa_certificate_file, settings.c2pa_private_key_file
+    if chain is None or key is None:
+        return None
+    try:
+        return load_certificate(chain, key)
+    except UnusableCertificate as error:
+        refuse_to_start("c2pa_certificate_file", f"{error}: see docs/provenance.md")
 
 
 def _open_gatekeeper(
@@ -304,6 +327,8 @@ async def open_runtime(
         outbound = Outbound(settings.outbound_hosts)
         stack.push_async_callback(outbound.aclose)
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
+        thumbnails = Thumbnails(ledger, store)
+        stack.push_async_callback(thumbnails.aclose)
         yield Runtime(
             settings=settings,
             database=database,
@@ -335,6 +360,7 @@ async def open_runtime(
             inputs=_open_inputs(settings, outbound, uploads, store, client, links),
             live=live,
             stopping=stopping,
+            thumbnails=thumbnails,
         )
 
 
@@ -392,6 +418,7 @@ def _duties(
         EndOutOfTime(ledger, engine),
         ForgetSubmissions(ledger),
         RemoveUnusedUploads(base.uploads),
+        RemoveStrays(ledger, base.store),
     )
 
 
@@ -408,6 +435,9 @@ async def open_worker(
         # (docs/adr/0006); the API's reads by key are better off with them.
         session={"plan_cache_mode": "force_custom_plan"},
     ) as base:
+        certificate = certificate_of(settings)
+        if certificate is not None:
+            base.store.sign_with(Credentials(base.ledger, certificate))
         durations = Durations()
         reconciler = Reconciler(base.ledger, base.client)
         runner = JobRunner(
@@ -421,6 +451,7 @@ async def open_worker(
             reconciler=reconciler,
             durations=durations,
             callback_base_url=settings.callback_base_url,
+            on_stored=base.thumbnails.offer,
         )
         engine = Engine(
             ledger=base.ledger,
@@ -442,6 +473,7 @@ async def open_worker(
         engine.start()
         watcher.start()
         heartbeat.start()
+        base.thumbnails.start()
         settle_memory()
         log.info("worker.ready", concurrency=settings.worker_concurrency)
         try:

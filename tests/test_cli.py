@@ -528,6 +528,16 @@ def test_file_names_are_names(prompt: str, name: str) -> None:
 # ------------------------------------------------------------------------------ looking at jobs
 
 
+def test_a_manifest_is_printed_as_it_is(api: Stub) -> None:
+    told = {"job_id": JOB_ID, "request": {"prompt": "a lighthouse"}, "seed": 7}
+    api.on(f"GET /api/v1/jobs/{JOB_ID}/manifest", told)
+
+    result = run("manifest", JOB_ID, "--url", api.url)
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == told
+
+
 def test_status_shows_the_job_with_whole_urls(api: Stub) -> None:
     api.on(STATUS, a_completed_job() | {"prompt": "x" * 300, "cost_usd": "0.003"})
 

@@ -26,7 +26,7 @@ from celery.signals import setup_logging, worker_shutting_down
 from app.core.config import CONFIGURATION_ERROR, Settings, get_settings
 from app.core.queue import celery_settings
 from app.core.telemetry import configure_logging
-from app.runtime import open_worker, prices_of
+from app.runtime import certificate_of, open_worker, prices_of
 from app.services.engine import Engine
 from app.tasks.celery_tasks import register
 
@@ -39,6 +39,7 @@ START = timedelta(seconds=30)
 
 settings = get_settings()
 prices_of(settings)  # a wrong file is told here, in one line
+certificate_of(settings)
 
 
 @setup_logging.connect

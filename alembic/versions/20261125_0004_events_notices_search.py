@@ -139,6 +139,26 @@ def upgrade() -> None:
         ),
     )
     op.add_column("assets", sa.Column("colour", sa.String(length=7), nullable=True))
+    op.add_column(
+        "assets", sa.Column("provenance", sa.String(length=16), nullable=True)
+    )
+    op.create_check_constraint(
+        "provenance_known",
+        "assets",
+        "provenance IN ('marked', 'present', 'credentials', 'signed', 'none')",
+    )
+    op.create_table(
+        "strays",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column(
+            "noted_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_strays")),
+    )
+    op.create_index(op.f("ix_strays_noted_at"), "strays", ["noted_at"], unique=False)
     op.create_index(
         "ix_assets_size",
         "assets",
@@ -181,6 +201,10 @@ def downgrade() -> None:
     op.drop_index("ix_job_events_log", table_name="job_events")
     op.drop_column("job_events", "xid")
     op.drop_index("ix_assets_size", table_name="assets")
+    op.drop_index(op.f("ix_strays_noted_at"), table_name="strays")
+    op.drop_table("strays")
+    op.drop_constraint("provenance_known", "assets", type_="check")
+    op.drop_column("assets", "provenance")
     op.drop_column("assets", "colour")
     op.drop_table("deliveries")
     op.drop_index("ix_notifications_owner_made", table_name="notifications")

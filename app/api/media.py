@@ -17,9 +17,13 @@ from fastapi.responses import (
 from app.api.deps import runtime_of
 from app.api.guard import SECURITY_SCHEMES
 from app.api.media_access import Admission, admit_to_file
-from app.api.problems import problem
+from app.api.problems import BadParameter, problem
 from app.core.links import EXPIRES, SIGNATURE
-from app.services.media_store import BlobMeta, ByteRange, MediaStore
+from app.domain.errors import NotFound
+from app.runtime import Runtime
+from app.services.media_links import WIDTH
+from app.services.media_store import WIDTHS, BlobMeta, ByteRange, is_key, thumbnail_etag
+from app.services.pictures import WEBP
 
 router = APIRouter(tags=["media"])
 
@@ -42,6 +46,7 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "The file.", "content": _PICTURE},
     206: {"description": "The part asked for with `Range`.", "content": _PICTURE},
     304: {"description": "`If-None-Match` names the file as it is."},
+    400: {"description": "There are no thumbnails of that width.", "content": _PROBLEM},
     307: {
         "description": "The file is in a bucket: a link that works for 15 minutes, or as"
         " long as the one that led here."
@@ -55,6 +60,10 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     },
     416: {
         "description": "The range starts behind the end of the file.",
+        "content": _PROBLEM,
+    },
+    422: {
+        "description": "No thumbnail can be made of this file.",
         "content": _PROBLEM,
     },
     429: {
@@ -74,6 +83,16 @@ _OPTIONAL_KEY: Final[dict[str, Any]] = {
             "description": "Part of a signed link; opens a private file without a key.",
         }
         for name in (EXPIRES, SIGNATURE)
+    ]
+    + [
+        {
+            "name": WIDTH,
+            "in": "query",
+            "required": False,
+            "schema": {"type": "integer", "enum": list(WIDTHS)},
+            "description": "Ask for a thumbnail instead: WebP, no wider and no taller than"
+            " that. What opens the file opens its thumbnails.",
+        }
     ],
 }
 
@@ -93,14 +112,17 @@ async def get_media(key: str, request: Request) -> Response:
     A private one is sent to a key of its owner, or to whoever has a signed link.  Several ranges
     in one request are answered with the whole file (RFC 9110, section 14.2).
     """
-    store = runtime_of(request).store
-    admission = await admit_to_file(request, runtime_of(request), key)
+    runtime, width = runtime_of(request), _width(request)
+    store = runtime.store
+    admission = await admit_to_file(request, runtime, key)
+    if width is not None:
+        return await _thumbnail(request, runtime, admission, key, width)
     meta = await store.head(key)
-    redirect = await _redirect(store, key, admission, "GET")
+    redirect = await _redirect(runtime, key, admission, "GET")
     if redirect is not None:
         return redirect
     headers = _describe(meta, admission)
-    if _is_current(meta, request.headers):
+    if _is_current(meta.etag, request.headers):
         return Response(status_code=304, headers=headers)
     wanted = _choose_range(meta, request.headers)
     if wanted == "unsatisfiable":
@@ -124,32 +146,93 @@ async def get_media(key: str, request: Request) -> Response:
     "/media/{key:path}",
     summary="Describe a stored file",
     response_class=Response,
-    responses={
-        code: _RESPONSES[code] for code in (200, 304, 307, 401, 403, 404, 429, 503)
-    },
+    responses={code: one for code, one in _RESPONSES.items() if code not in (206, 416)},
     openapi_extra=_OPTIONAL_KEY,
     operation_id="head_media",
 )
 async def head_media(key: str, request: Request) -> Response:
     """Send what `GET` would send of a stored picture, without its bytes."""
-    store = runtime_of(request).store
-    admission = await admit_to_file(request, runtime_of(request), key)
-    meta = await store.head(key)
-    redirect = await _redirect(store, key, admission, "HEAD")
+    runtime, width = runtime_of(request), _width(request)
+    admission = await admit_to_file(request, runtime, key)
+    if width is not None:
+        return await _thumbnail(request, runtime, admission, key, width)
+    meta = await runtime.store.head(key)
+    redirect = await _redirect(runtime, key, admission, "HEAD")
     if redirect is not None:
         return redirect
     headers = _describe(meta, admission)
-    if _is_current(meta, request.headers):
+    if _is_current(meta.etag, request.headers):
         return Response(status_code=304, headers=headers)
     headers["Content-Length"] = str(meta.size_bytes)
     return Response(headers=headers, media_type=meta.content_type)
 
 
+def _width(request: Request) -> int | None:
+    """Read which thumbnail is asked for; None: the file itself.  Raise `BadParameter`."""
+    given = request.query_params.getlist(WIDTH)
+    if not given:
+        return None
+    allowed = {str(width): width for width in WIDTHS}
+    if len(given) > 1 or given[0] not in allowed:
+        raise BadParameter(f"{WIDTH} must be {' or '.join(allowed)}.", field=WIDTH)
+    return allowed[given[0]]
+
+
+async def _thumbnail(
+    request: Request, runtime: Runtime, admission: Admission, key: str, width: int
+) -> Response:
+    """Send a thumbnail, always whole; make it when nobody has yet."""
+    if not is_key(key):
+        raise NotFound("There is no such file.")
+    store = runtime.store
+    try:
+        meta = await store.head(key, width=width)
+    except NotFound:
+        made = await runtime.thumbnails.make(key)
+        if not made.are_kept:
+            return _as_made(request, admission, key, width, made.thumbnails[width])
+        meta = await store.head(key, width=width)
+    is_head = request.method == "HEAD"
+    method: Literal["GET", "HEAD"] = "HEAD" if is_head else "GET"
+    redirect = await _redirect(runtime, key, admission, method, width=width)
+    if redirect is not None:
+        return redirect
+    headers = _describe(meta, admission) | {"Accept-Ranges": "none"}
+    if _is_current(meta.etag, request.headers):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(meta.size_bytes)
+    if is_head:
+        return Response(headers=headers, media_type=meta.content_type)
+    blob = await store.open(key, width=width)
+    return StreamingResponse(blob.stream, headers=headers, media_type=meta.content_type)
+
+
+def _as_made(
+    request: Request, admission: Admission, key: str, width: int, content: bytes
+) -> Response:
+    """Send a thumbnail that could not be kept."""
+    etag = thumbnail_etag(key, width)
+    headers = {"ETag": etag, "Accept-Ranges": "none"}
+    headers |= {**admission.file_headers, **_HARMLESS}
+    if _is_current(etag, request.headers):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Length"] = str(len(content))
+    body = b"" if request.method == "HEAD" else content
+    return Response(body, headers=headers, media_type=WEBP.content_type)
+
+
 async def _redirect(
-    store: MediaStore, key: str, admission: Admission, method: Literal["GET", "HEAD"]
+    runtime: Runtime,
+    key: str,
+    admission: Admission,
+    method: Literal["GET", "HEAD"],
+    *,
+    width: int | None = None,
 ) -> Response | None:
     """Send the client to the bucket, where there is one."""
-    url = await store.signed_url(key, admission.bucket_link, method=method)
+    url = await runtime.store.signed_url(
+        key, admission.bucket_link, method=method, width=width
+    )
     if url is None:
         return None
     headers = dict(admission.redirect_headers)
@@ -170,13 +253,13 @@ def _last_modified(meta: BlobMeta) -> str:
     return format_datetime(meta.last_modified, usegmt=True)
 
 
-def _is_current(meta: BlobMeta, headers: Mapping[str, str]) -> bool:
+def _is_current(etag: str, headers: Mapping[str, str]) -> bool:
     """Compare weakly, as `If-None-Match` demands (RFC 9110, section 13.1.2)."""
     given = headers.get("if-none-match")
     if given is None:
         return False
     tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]
-    return "*" in tags or meta.etag in tags
+    return "*" in tags or etag in tags
 
 
 def _choose_range(

@@ -17,6 +17,7 @@ from app.domain.generation import ModelDescription
 from app.domain.pricing import Basis, Price
 from app.services.job_queries import JobRecord
 from app.services.media_links import Addresses
+from app.services.media_store import WIDTHS
 from app.services.submission import NewJob
 
 # Why purchases are held back, in words that help a caller; what to do about it is the
@@ -43,6 +44,12 @@ def job_body(
             "width": file["width"],
             "height": file["height"],
             "sha256": file["sha256"],
+            "thumbnails": {
+                str(width): addresses.url(file["key"], is_public=is_public, width=width)
+                for width in WIDTHS
+            },
+            "colour": file["colour"],
+            "provenance": file["provenance"],
         }
         for file in record.outputs
     ]

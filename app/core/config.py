@@ -12,7 +12,7 @@ from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Never, TypeVar
+from typing import Annotated, Any, Literal, Never, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -215,6 +215,12 @@ class Settings(DatabaseSettings):
     max_upload_bytes: int = Field(
         20 * 1024 * 1024, ge=1024, description="largest picture taken as an input"
     )
+    c2pa_certificate_file: Path | None = Field(
+        None, description="PEM chain to sign pictures with; unset: they are not signed"
+    )
+    c2pa_private_key_file: Path | None = Field(
+        None, description="PEM key of the first certificate of the chain"
+    )
     outbound_hosts: WordList = Field(
         (),
         description="host:port that inputs and webhook_url may name although it is plain"
@@ -307,6 +313,15 @@ class Settings(DatabaseSettings):
         if any(len(one.get_secret_value()) < SHORTEST_SECRET for one in value):
             raise ValueError(f"must have at least {SHORTEST_SECRET} characters each")
         return value
+
+    @model_validator(mode="after")
+    def _signs_with_both(self) -> Self:
+        both = (self.c2pa_certificate_file, self.c2pa_private_key_file)
+        if any(both) and not all(both):
+            raise ValueError(
+                "C2PA_CERTIFICATE_FILE and C2PA_PRIVATE_KEY_FILE go together"
+            )
+        return self
 
     @property
     def demands_keys(self) -> bool:

@@ -237,7 +237,8 @@ class Asset(Base):
     """One stored output.  Several assets may share a file (`key`), which is its hash.
 
     `colour` (`#rrggbb`) stands in for the picture until it is loaded; NULL until somebody
-    looked, some time after the job's end.
+    looked, some time after the job's end.  `provenance` is what the file says of its origin,
+    NULL for files from before that was asked.
     """
 
     __tablename__ = "assets"
@@ -253,12 +254,32 @@ class Asset(Base):
     width: Mapped[int] = mapped_column(Integer)
     height: Mapped[int] = mapped_column(Integer)
     colour: Mapped[str | None] = mapped_column(String(7))
+    provenance: Mapped[str | None] = mapped_column(String(16))
     created_at: Mapped[datetime] = mapped_column(Moment)
 
     __table_args__ = (
         CheckConstraint("size_bytes > 0", name="not_empty"),
+        CheckConstraint(
+            "provenance IN ('marked', 'present', 'credentials', 'signed', 'none')",
+            name="provenance_known",
+        ),
         # Searching by size.
         Index("ix_assets_size", "width", "height", text("job_id DESC")),
+    )
+
+
+class Stray(Base):
+    """A signed file that was about to be stored: no second signature gives the same bytes.
+
+    Nobody finds it again when the process dies before it is recorded.  So it is looked at
+    once, some time after `noted_at`, and removed unless an asset has it by then.
+    """
+
+    __tablename__ = "strays"
+
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    noted_at: Mapped[datetime] = mapped_column(
+        Moment, server_default=text("now()"), index=True
     )
 
 

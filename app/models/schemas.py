@@ -28,6 +28,7 @@ PARAMETERS_LIMIT = 64 * 1024
 StatusWord = Literal["pending", "processing", "completed", "failed", "cancelled"]
 StageWord = Literal["queued", "submitting", "reconciling", "generating", "storing"]
 PriorityWord = Literal["low", "normal", "high"]
+ProvenanceWord = Literal["marked", "present", "credentials", "signed", "none"]
 VisibilityWord = Literal["private", "public"]
 
 
@@ -174,6 +175,15 @@ class GenerateRequest(_Body):
     )
 
 
+class Thumbnails(_Body):
+    """Addresses of small WebP pictures, by the square they fit into."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    small: str = Field(alias="256")
+    large: str = Field(alias="768")
+
+
 class Output(_Body):
     """One stored picture."""
 
@@ -187,6 +197,16 @@ class Output(_Body):
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     sha256: str = Field(description="Of the file's bytes, hexadecimal.")
+    thumbnails: Thumbnails = Field(
+        description="Made when first asked for, if not before."
+    )
+    colour: str | None = Field(
+        description="The mean one, as `#rrggbb`; null until it is known, some time after"
+        " the end of the job. No part of `version`."
+    )
+    provenance: ProvenanceWord | None = Field(
+        description="What the file says of its origin; null: from before that was noted."
+    )
 
 
 class JobError(_Body):

@@ -11,13 +11,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from sqlalchemy import ARRAY, BigInteger, bindparam, func, select
+from sqlalchemy import ARRAY, BigInteger, Executable, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 _numbers = func.unnest(
     bindparam("numbers", type_=ARRAY(BigInteger(), dimensions=1))
 ).column_valued("number")
 _SHARE = select(func.pg_advisory_xact_lock_shared(_numbers))
+_LOCK_SHARED = select(
+    func.pg_advisory_lock_shared(bindparam("number", type_=BigInteger()))
+)
+_UNLOCK_SHARED = select(
+    func.pg_advisory_unlock_shared(bindparam("number", type_=BigInteger()))
+)
 _LOCK = select(func.pg_advisory_lock(bindparam("number", type_=BigInteger())))
 _UNLOCK = select(func.pg_advisory_unlock(bindparam("number", type_=BigInteger())))
 
@@ -34,16 +40,34 @@ async def alone(conn: AsyncConnection, keys: Iterable[str]) -> AsyncIterator[Non
     The connection must be in autocommit and stay with the caller: what is removed meanwhile
     is not in the database, and no transaction should wait for it.
     """
+    async with _held(conn, keys, _LOCK, _UNLOCK):
+        yield
+
+
+@asynccontextmanager
+async def together(conn: AsyncConnection, keys: Iterable[str]) -> AsyncIterator[None]:
+    """Keep the files from being removed, while something is done with them in the store.
+
+    Others may record them, and do the same.  The connection is as for `alone`.
+    """
+    async with _held(conn, keys, _LOCK_SHARED, _UNLOCK_SHARED):
+        yield
+
+
+@asynccontextmanager
+async def _held(
+    conn: AsyncConnection, keys: Iterable[str], lock: Executable, unlock: Executable
+) -> AsyncIterator[None]:
     numbers = _sorted_numbers(keys)
     try:
         for number in numbers:
-            await conn.execute(_LOCK, {"number": number})
+            await conn.execute(lock, {"number": number})
         yield
     except BaseException:
         await conn.invalidate()  # ending the session lets go of all of them
         raise
     for number in numbers:
-        await conn.execute(_UNLOCK, {"number": number})
+        await conn.execute(unlock, {"number": number})
 
 
 def _sorted_numbers(keys: Iterable[str]) -> list[int]:

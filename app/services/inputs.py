@@ -335,6 +335,14 @@ def _mapping(
     return found
 
 
+def with_uploads(
+    model_input: Mapping[str, JSON], uploads: Mapping[str, JSON]
+) -> Mapping[str, JSON]:
+    """Give an input as a caller may send it again: uploads by their names, not by links."""
+    names = {place: f"{UPLOAD}{one}" for place, one in _ids_of(uploads)}
+    return _replaced(model_input, names)
+
+
 def _ids_of(uploads: Mapping[str, JSON]) -> Iterator[tuple[_Place, UUID]]:
     """Read back what `_mapping` wrote."""
     for name, value in uploads.items():

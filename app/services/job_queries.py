@@ -71,6 +71,7 @@ _outputs = (
                     *("content_type", ASSETS.c.content_type),
                     *("size_bytes", ASSETS.c.size_bytes, "sha256", ASSETS.c.sha256),
                     *("width", ASSETS.c.width, "height", ASSETS.c.height),
+                    *("colour", ASSETS.c.colour, "provenance", ASSETS.c.provenance),
                 ),
                 ASSETS.c.index,
             )

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, Row, Table, Uuid, bindparam, func, select, true
 
 from app.domain.generation import Failure, GenerationRequest
+from app.domain.provenance import Provenance
 from app.domain.state import Attempt, AttemptState, JobState, Stage, Status
 from app.models import account
 from app.models import job as tables
@@ -28,6 +29,7 @@ JOBS = table_of(tables.Job)
 ATTEMPTS = table_of(tables.Attempt)
 ASSETS = table_of(tables.Asset)
 EVENTS = table_of(tables.JobEvent)
+STRAYS = table_of(tables.Stray)
 UPLOADS = table_of(account.Upload)
 
 PRIORITIES: Mapping[str, int] = {"low": -1, "normal": 0, "high": 1}
@@ -39,7 +41,8 @@ class Claim:
 
     `is_fresh` tells that this claim itself intended the attempt in `state`: nothing was
     sent yet.  Otherwise a SENT attempt without handle may have been bought.  `began` is this
-    process's monotonic clock before the claim was asked for.
+    process's monotonic clock before the claim was asked for.  `has_pictures`: there are
+    pictures among the inputs.
     """
 
     job_id: UUID
@@ -53,6 +56,7 @@ class Claim:
     now: datetime
     is_fresh: bool = False
     began: float = 0.0
+    has_pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class StoredOutput:
     size_bytes: int
     width: int
     height: int
+    provenance: Provenance | None = None
 
 
 _latest_attempt = (
@@ -212,4 +217,5 @@ def read_claim(
         now=row.now,
         is_fresh=is_fresh,
         began=began,
+        has_pictures=bool(row.uploads),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -47,6 +47,7 @@ from app.domain.events import (
 from app.domain.generation import Failure, MediaClient, Phase, Prediction, RefusalKind
 from app.domain.lifecycle import IllegalEvent
 from app.domain.pricing import PriceTable
+from app.domain.provenance import SourceType
 from app.domain.state import Stage
 from app.services.callback_urls import callback_url
 from app.services.job_records import Claim, StoredOutput
@@ -99,8 +100,12 @@ class JobRunner:
         reconciler: Reconciler,
         durations: Durations,
         callback_base_url: str | None = None,
+        on_stored: Callable[[Sequence[str]], None] = lambda keys: None,
     ) -> None:
-        """`callback_base_url` is where the provider reaches our JSON API, if it can."""
+        """`callback_base_url` is where the provider reaches our JSON API, if it can.
+
+        `on_stored(keys)` is told of the files of every job that is completed, afterwards.
+        """
         self._ledger = ledger
         self._client = client
         self._store = store
@@ -111,6 +116,7 @@ class JobRunner:
         self._reconciler = reconciler
         self._durations = durations
         self._callback_base_url = callback_base_url
+        self._on_stored = on_stored
         self._downloads = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
 
     async def advance(self, claim: Claim) -> timedelta | None:
@@ -315,8 +321,12 @@ class JobRunner:
                 "output_expired", "The provider removed the files.", retryable=True
             )
             return _Result(OutputFailed(failure, is_final=True))
+        origin = SourceType.of(has_pictures=claim.has_pictures)
         fetched = await asyncio.gather(
-            *(self._fetch_one(i, url) for i, url in enumerate(prediction.outputs)),
+            *(
+                self._fetch_one(index, url, origin=origin)
+                for index, url in enumerate(prediction.outputs)
+            ),
             return_exceptions=True,
         )
         outputs: list[StoredOutput] = []
@@ -365,12 +375,16 @@ class JobRunner:
         pixels = [output.width * output.height for output in outputs]
         return self._cost(claim, prediction, pixels)
 
-    async def _fetch_one(self, index: int, url: str) -> StoredOutput:
+    async def _fetch_one(
+        self, index: int, url: str, *, origin: SourceType
+    ) -> StoredOutput:
         for left in reversed(range(FETCHES)):
             try:
                 async with self._downloads:
                     stored = await self._store.put(
-                        self._client.download(url), max_bytes=self._max_output_bytes
+                        self._client.download(url),
+                        max_bytes=self._max_output_bytes,
+                        origin=origin,
                     )
                 return StoredOutput(
                     index=index,
@@ -380,6 +394,7 @@ class JobRunner:
                     size_bytes=stored.size_bytes,
                     width=stored.width,
                     height=stored.height,
+                    provenance=stored.provenance,
                 )
             except OutputInvalid:
                 if left == 0:
@@ -436,6 +451,7 @@ class JobRunner:
                 reach(Point.PURCHASE_SAVED, when=isinstance(result.event, Started))
                 reach(Point.JOB_SETTLED, when=outcome.after.is_terminal)
                 await self._keep(claim, result.outputs)
+                self._on_stored([output.key for output in result.outputs])
                 return outcome.next_look
         return self._give_way()
 
@@ -452,7 +468,9 @@ class JobRunner:
                 log.warning("file.missing", key=output.key)
                 prediction = await self._client.get(_handle(claim))
                 again = await self._fetch_one(
-                    output.index, prediction.outputs[output.index]
+                    output.index,
+                    prediction.outputs[output.index],
+                    origin=SourceType.of(has_pictures=claim.has_pictures),
                 )
                 if again.key != output.key:
                     log.error("file.lost", key=output.key)

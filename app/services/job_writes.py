@@ -63,7 +63,7 @@ _INSERT_EVENTS = insert(EVENTS).from_select(
 )
 _ASSET_COLUMNS = (
     *("job_id", "index", "key", "sha256", "content_type", "size_bytes"),
-    *("width", "height", "created_at"),
+    *("width", "height", "provenance", "created_at"),
 )
 _assets = unnest(ASSETS, _ASSET_COLUMNS, alias="asset")
 _INSERT_ASSETS = insert(ASSETS).from_select(
@@ -231,6 +231,7 @@ class Writes:
                     "size_bytes": output.size_bytes,
                     "width": output.width,
                     "height": output.height,
+                    "provenance": output.provenance and output.provenance.value,
                     "created_at": row.now,
                 }
             )

@@ -14,6 +14,7 @@ from datetime import timedelta
 from app.core.links import LinkSigner
 
 MEDIA_PREFIX = "/media/"
+WIDTH = "w"  # asks for a thumbnail
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,21 @@ class Addresses:
     _signer: LinkSigner | None
     _end: int
 
-    def path(self, key: str, *, is_public: bool) -> str:
-        """Give the path of a file, with what opens it when it is private."""
-        path = MEDIA_PREFIX + key
-        if is_public or self._signer is None:
-            return path
-        return self._signer.sign(path, self._end)
+    def path(self, key: str, *, is_public: bool, width: int | None = None) -> str:
+        """Give the path of a file or its thumbnail, with what opens it when it is private.
 
-    def url(self, key: str, *, is_public: bool) -> str:
+        What opens a file opens its thumbnails: the width is not signed.
+        """
+        path = MEDIA_PREFIX + key
+        if not is_public and self._signer is not None:
+            path = self._signer.sign(path, self._end)
+        if width is None:
+            return path
+        return f"{path}{'&' if '?' in path else '?'}{WIDTH}={width}"
+
+    def url(self, key: str, *, is_public: bool, width: int | None = None) -> str:
         """Give the address of a file: absolute where our own is known."""
-        return self.base + self.path(key, is_public=is_public)
+        return self.base + self.path(key, is_public=is_public, width=width)
 
     def mark(self, *, is_public: bool) -> str | None:
         """Name the links an answer gets now; None: they never change."""

@@ -10,7 +10,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Lock
@@ -124,6 +124,19 @@ def inspect(file: IO[bytes]) -> PictureFacts:
     Bytes after the end of the picture are allowed: cameras and HDR pictures have them, and
     files are served so that nobody takes them for something else.
     """
+    with opened(file) as (found, picture):
+        width, height = picture.size
+        _decode(picture)
+    return PictureFacts(found.content_type, found.extension, width, height)
+
+
+@contextmanager
+def opened(file: IO[bytes]) -> Iterator[tuple[PictureFormat, Image.Image]]:
+    """Give the picture to work on, not decoded yet, with all guards; call it in a thread.
+
+    `OutputInvalid` says what is wrong with it, whether that shows here or inside.  The file
+    stays open, at any position.
+    """
     file.seek(0)
     head = file.read(SNIFFED_BYTES)
     if not head:
@@ -136,8 +149,7 @@ def inspect(file: IO[bytes]) -> PictureFacts:
         # Only the one reader is tried: the others are not exposed to foreign bytes.
         watched = cast(IO[bytes], _Watched(file))
         with Image.open(watched, formats=[found.pillow_name]) as picture:
-            width, height = picture.size
-            _decode(picture)
+            yield found, picture
     except _BOMB as exc:
         raise OutputInvalid(_too_large()) from exc
     except _BROKEN as exc:
@@ -146,7 +158,6 @@ def inspect(file: IO[bytes]) -> PictureFacts:
         raise OutputInvalid(
             f"The {found.extension} file is damaged or cut off."
         ) from exc
-    return PictureFacts(found.content_type, found.extension, width, height)
 
 
 def _decode(picture: Image.Image) -> None:
@@ -162,11 +173,11 @@ def _decode(picture: Image.Image) -> None:
             # into pixels, which cannot fail and takes more than half of the time
             # (libjpeg-turbo 3.2, src/jdhuff.c and src/jdphuff.c).
             picture.draft(None, (max(1, width // 8), max(1, height // 8)))
-        with _room_for(*picture.size):
+        with room_for(*picture.size):
             picture.load()
 
 
-def _room_for(width: int, height: int) -> AbstractContextManager[object]:
+def room_for(width: int, height: int) -> AbstractContextManager[object]:
     """Wait until the memory for so many pixels may be taken."""
     return _ONE_LARGE if width * height > _LARGE else nullcontext()
 
@@ -202,6 +213,12 @@ def _frame_sizes(picture: Image.Image) -> Iterator[tuple[int, int]]:
             return
         yield picture.size
         frame += 1
+
+
+def refuse_large(width: int, height: int) -> None:
+    """Raise `OutputInvalid` for more pixels than we decode."""
+    if width * height > MAX_PIXELS:
+        raise OutputInvalid(_too_large())
 
 
 def _too_large() -> str:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.api.connection import BoundedConnection
 from app.core.config import Settings, get_settings
-from app.models import key_schemas, money_schemas, schemas
+from app.models import key_schemas, manifest_schemas, money_schemas, schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -67,6 +67,7 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("GET", "/jobs", 200): schemas.JobPage,
     ("POST", "/jobs/{job_id}/cancel", 200): schemas.Job,
     ("POST", "/jobs/{job_id}/retry", 202): schemas.Job,
+    ("GET", "/jobs/{job_id}/manifest", 200): manifest_schemas.Manifest,
     ("POST", "/jobs/cancel", 200): schemas.JobResults,
     ("POST", "/jobs/retry", 200): schemas.JobResults,
     ("POST", "/jobs/delete", 200): schemas.JobResults,

@@ -60,6 +60,7 @@ async def test_every_route_is_described(api: Api) -> None:
         *("/api/v1/jobs/cancel", "/api/v1/jobs/retry", "/api/v1/jobs/delete"),
         "/api/v1/jobs/download",
         *("/api/v1/jobs/{job_id}", "/api/v1/models", "/api/v1/health"),
+        "/api/v1/jobs/{job_id}/manifest",
         *("/api/v1/health/live", "/api/v1/health/ready", "/metrics"),
         *("/media/{key}", "/api/v1/callbacks/replicate/{attempt_id}"),
         *("/api/v1/keys", "/api/v1/keys/{key_id}", "/api/v1/audit"),

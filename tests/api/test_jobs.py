@@ -461,7 +461,13 @@ async def test_a_retry_is_a_new_job_with_the_same_input(api: Api, worker: None) 
     done = await api.finished(new.job_id)
     assert done.status == "completed"
     assert [one.sha256 for one in done.outputs] == [one.sha256 for one in old.outputs]
-    assert await api.job(old.job_id) == old
+    assert without_colours(await api.job(old.job_id)) == without_colours(old)
+
+
+def without_colours(job: schemas.Job) -> schemas.Job:
+    """Leave out what is told of pictures some time after the end."""
+    outputs = [one.model_copy(update={"colour": None}) for one in job.outputs]
+    return job.model_copy(update={"outputs": outputs})
 
 
 async def test_a_retry_may_be_retried(api: Api) -> None:

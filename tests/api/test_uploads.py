@@ -26,6 +26,7 @@ from app.api.bodies import Pace
 from app.api.multipart import file_of
 from app.domain.errors import NotFound
 from app.services.housekeeping import REST, RemoveUnusedUploads
+from app.services.media_store import is_key
 from app.services.upload_rows import Upload
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
@@ -62,7 +63,9 @@ END = f"--{BOUNDARY}--\r\n".encode()
 
 def files_of(api: Api) -> list[Path]:
     folder = api.settings.storage_path
-    return [path for path in folder.rglob("*.*") if path.is_file()]
+    found = [path for path in folder.rglob("*.*") if path.is_file()]
+    # Thumbnails come some time later, and are looked at elsewhere.
+    return [path for path in found if is_key(str(path.relative_to(folder)))]
 
 
 async def rows_of(api: Api) -> list[Any]:

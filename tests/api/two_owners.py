@@ -101,6 +101,7 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
         Ask(404, headers={"Idempotency-Key": "<once>"}),
     ),
     "DELETE /jobs/{job_id}": HIDDEN,
+    "GET /jobs/{job_id}/manifest": (Ask(404), Ask(404, headers={"If-None-Match": "*"})),
     "POST /jobs/cancel": (Ask(200, json=_SELECTED),),
     "POST /jobs/retry": (
         Ask(200, json=_SELECTED),
@@ -113,8 +114,15 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
         Ask(404, headers={"Range": "bytes=0-3"}),
         Ask(404, headers={"If-None-Match": "*"}),
         Ask(404, {"expires": "9999999999", "signature": "<signature>"}),
+        Ask(404, {"w": "256"}),
+        Ask(404, {"w": "768"}, headers={"If-None-Match": "*"}),
+        Ask(400, {"w": "1"}),
     ),
-    "HEAD /media/{key}": (Ask(404), Ask(404, headers={"If-None-Match": "*"})),
+    "HEAD /media/{key}": (
+        Ask(404),
+        Ask(404, headers={"If-None-Match": "*"}),
+        Ask(404, {"w": "256"}),
+    ),
     "POST /callbacks/replicate/{attempt_id}": (
         Ask(401, {"token": "<token>"}, content=b"{}"),
     ),
