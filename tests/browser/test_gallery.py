@@ -73,6 +73,20 @@ async def test_a_card_comes_by_itself_and_turns_into_the_picture(
     assert await page.evaluate("window.wasNotReloaded")
 
 
+async def test_what_is_written_into_the_form_becomes_a_picture(
+    api: Api, worker: None, visit: Visit
+) -> None:
+    page = await visit(api)
+    await is_listening(page)
+
+    await page.get_by_label("What should the picture show?").fill(PROMPT)
+    await page.keyboard.press("Control+Enter")
+
+    await is_drawn(page.locator("#jobs").get_by_role("img", name=PROMPT))
+    await expect(page.locator("#jobs .job")).to_have_count(1)
+    await expect(page.locator("#nothing")).to_be_hidden()
+
+
 async def test_a_card_says_how_far_the_job_is(quiet: Api, visit: Visit) -> None:
     jobs = jobs_of(quiet)
     page = await visit(quiet)
