@@ -3,7 +3,8 @@
 "use strict";
 
 (() => {
-  const AGAIN = 5000; // milliseconds between looks at jobs that wait for something
+  const COME_BACK = 5000; // milliseconds until a stream that was refused is asked for again
+  const WHY = 20000; // between looks at why jobs wait; each counts against the key's limit
   const { every, onContent, toast } = window.mgs;
   const cardOf = (id) => document.getElementById(`job-${id}`);
   const cards = () => [...document.querySelectorAll("#jobs .job")]; // newest first
@@ -209,7 +210,7 @@
       if (source?.readyState !== EventSource.CLOSED) return;
       hush(); // refused: later, and not at once
       clearTimeout(reconnecting);
-      reconnecting = setTimeout(listen, AGAIN);
+      reconnecting = setTimeout(listen, COME_BACK);
     });
   }
 
@@ -232,7 +233,7 @@
       gather("changed", card.dataset.job);
     }
     if (panel()?.querySelector(".job-page[data-status=pending]")) renewPanel();
-  }, AGAIN);
+  }, WHY);
 
   document.addEventListener("mgs:jobs", (event) => {
     const { changed = [], added = [], gone = [] } = event.detail;
