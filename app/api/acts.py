@@ -15,7 +15,13 @@ from sqlalchemy import Row
 
 from app.api.deps import promptly, runtime_of
 from app.api.guard import admit_again, caller_of
-from app.api.intake import Accepted, earlier, new_job, once_of, take_in
+from app.api.intake import (
+    Accepted,
+    earlier,
+    new_job,
+    once_of,
+    take_in,
+)
 from app.domain.errors import Conflict, ServiceError, Unavailable
 from app.domain.events import CancelRequested
 from app.domain.generation import JSON, GenerationRequest

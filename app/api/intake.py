@@ -100,6 +100,11 @@ class Accepted:
     born: datetime
     repeated_by: str | None = None
 
+    @property
+    def job_id(self) -> UUID:
+        """Give the job's id."""
+        return self.job.id
+
 
 async def replayed(runtime: Runtime, owner: str, once: Once) -> Response | None:
     """Answer as the earlier equal request was, if there was one; raise for an unequal one."""
@@ -287,7 +292,10 @@ async def accept(runtime: Runtime, job: NewJob) -> Response:
 
 
 async def take_in(runtime: Runtime, job: NewJob) -> Accepted:
-    """Have the job written down and looked after; raise what forbids it."""
+    """Have the job written down and looked after, or raise what forbids it.
+
+    A repeat of an earlier request is told as that one's, and makes nothing.
+    """
     await runtime.backlog.admit()
     try:
         birth = await runtime.ledger.submit(job)

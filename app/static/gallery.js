@@ -3,9 +3,11 @@
 "use strict";
 
 (() => {
-  const AGAIN = 5000; // milliseconds between looks at jobs that wait for something
+  const COME_BACK = 5000; // milliseconds until a stream that was refused is asked for again
+  const WHY = 20000; // between looks at why jobs wait; each counts against the key's limit
   const { every, onContent, toast } = window.mgs;
   const cardOf = (id) => document.getElementById(`job-${id}`);
+  const cards = () => [...document.querySelectorAll("#jobs .job")]; // newest first
   const grid = () => document.getElementById("jobs");
   const panel = () => document.querySelector("[data-panel]");
 
@@ -77,7 +79,8 @@
     for (const fresh of [...(piece?.querySelectorAll(".job") ?? [])].reverse()) {
       if (cardOf(fresh.dataset.job)) continue;
       fresh.classList.add("is-new");
-      grid().prepend(fresh);
+      const following = cards().find((one) => one.dataset.job < fresh.dataset.job);
+      grid().insertBefore(fresh, following ?? document.getElementById("older"));
       settle(fresh);
     }
     count();
@@ -153,6 +156,12 @@
     return true;
   }
 
+  /** Tell whether a job has its place among the cards: ids are in the order of time. */
+  function belongs(id) {
+    if (!grid() || document.querySelector("[data-narrow]")) return false;
+    return !document.getElementById("older") || id > (cards().at(-1)?.dataset.job ?? "");
+  }
+
   function hear(news) {
     const place = panel();
     if (place?.dataset.panelJob === news.job) {
@@ -168,7 +177,7 @@
       if (news.version > Number(card.dataset.version) && !step(card, news)) {
         gather("changed", news.job);
       }
-    } else if (news.name === "job.created" && grid() && !document.querySelector("[data-narrow]")) {
+    } else if (news.name === "job.created" && belongs(news.job)) {
       gather("added", news.job);
     }
   }
@@ -201,7 +210,7 @@
       if (source?.readyState !== EventSource.CLOSED) return;
       hush(); // refused: later, and not at once
       clearTimeout(reconnecting);
-      reconnecting = setTimeout(listen, AGAIN);
+      reconnecting = setTimeout(listen, COME_BACK);
     });
   }
 
@@ -224,7 +233,7 @@
       gather("changed", card.dataset.job);
     }
     if (panel()?.querySelector(".job-page[data-status=pending]")) renewPanel();
-  }, AGAIN);
+  }, WHY);
 
   document.addEventListener("mgs:jobs", (event) => {
     const { changed = [], added = [], gone = [] } = event.detail;
@@ -237,6 +246,15 @@
 
   // ------------------------------------------------------------------------ what is chosen
 
+  /** Of two cards of one job, the one that came later stays: news and answers may cross. */
+  function tidy() {
+    const seen = new Set();
+    for (const one of cards()) {
+      if (seen.has(one.dataset.job)) one.remove();
+      seen.add(one.dataset.job);
+    }
+  }
+
   const boxes = () => [...document.querySelectorAll("input[name=job][form=selection]")];
   let last = null;
 
@@ -247,7 +265,6 @@
     const chosen = all.filter((box) => box.checked).length;
     form.hidden = !all.length;
     form.dataset.count = chosen;
-    form.classList.toggle("is-quiet", !chosen);
     form.querySelector("[data-picked]").textContent = chosen ? `${chosen} chosen` : "Nothing chosen";
     for (const button of form.querySelectorAll("[data-needs-choice]")) {
       button.disabled = !chosen;
@@ -329,11 +346,16 @@
     }
     const closer = event.target.closest?.("[data-close-dialog]");
     if (closer) {
-      if (closer.type === "button") event.preventDefault();
+      event.preventDefault();
       closer.closest("dialog")?.close();
       return;
     }
     if (event.target.matches?.("dialog[open]")) event.target.close(); // the space around it
+  });
+
+  // Not before the form has left: a button that is hidden is not the one that was pressed.
+  document.addEventListener("submit", (event) => {
+    for (const open of event.target.querySelectorAll("dialog[open]")) open.close();
   });
 
   // ----------------------------------------------------------------------- looking closely
@@ -390,8 +412,8 @@
 
   // ------------------------------------------------------------------- what comes into it
 
-  onContent((root) => {
-    for (const one of every("[data-needs-script]", root)) one.hidden = false;
+  onContent(() => {
+    tidy();
     count();
   });
 })();

@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.datastructures import FormData, UploadFile
 
 from app.api import problems
-from app.api.deps import runtime_of
+from app.api.deps import parse_job_id, runtime_of
 from app.api.intake import compose, cost_of, foresee, once_by, sketch, take_in
 from app.domain.access import Scope
 from app.domain.errors import (
@@ -59,6 +59,7 @@ from app.web.gallery import gallery_of
 from app.web.model_form import Field, Kind, fields_of
 from app.web.render import fragment, is_htmx, page, see_other
 from app.web.shown import jobs_shown
+from app.web.start import draft_of_job, uploads_of
 
 router = APIRouter(route_class=PageRoute)
 
@@ -109,17 +110,33 @@ class Form:
 @needs(Scope.READ)
 async def home(
     request: Request,
-    use: Annotated[str | None, Query(max_length=300)] = None,
+    model: Annotated[str | None, Query(max_length=300)] = None,
     prompt: Annotated[str, Query(max_length=6000)] = "",
+    start: Annotated[str | None, Query(alias="from", max_length=64)] = None,
 ) -> Response:
-    """Show the form, and what was made lately."""
+    """Show the form, as a job was asked for with `from`, and what was made."""
     runtime = runtime_of(request)
-    draft = Draft(model=use or runtime.settings.default_model, prompt=prompt)
+    draft = Draft(model=model or runtime.settings.default_model, prompt=prompt)
+    if start is not None:
+        draft = await _draft_from(request, start)
     return await _home(request, await _form(request, draft))
 
 
+async def _draft_from(request: Request, job_id: str) -> Draft:
+    """Write a job of the caller's into the form; pictures that are not kept are left out."""
+    runtime, realm = runtime_of(request), caller_of(request).realm
+    record = await runtime.ledger.read(parse_job_id(job_id), realm=realm)
+    draft = draft_of_job(record, keys_on=runtime.gatekeeper.demands_keys)
+    pictures = {
+        name: tuple(await _own_uploads(request, ids))
+        for name, ids in uploads_of(record).items()
+    }
+    return replace(draft, pictures=pictures)
+
+
 async def _home(request: Request, form: Form, status: int = 200) -> Response:
-    return page(request, "home.html", status, **await gallery_of(request), form=form)
+    pictures = await gallery_of(request)
+    return page(request, "home.html", status, form=form, **pictures)
 
 
 @router.post("/ui/form")

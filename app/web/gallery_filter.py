@@ -14,7 +14,8 @@ from app.domain.errors import Forbidden
 from app.domain.state import Status
 from app.services.job_queries import JobFilter
 
-FIELDS: Final = ("q", "model", "status", "size", "after", "before", "owner")
+# `model` and `prompt` of the same address are the form's.
+FIELDS: Final = ("q", "made_with", "status", "size", "after", "before", "owner")
 
 _LONGEST: Final = 300
 _SIZE: Final = re.compile(r"\s*(\d{1,5})\s*[x×*]\s*(\d{1,5})\s*", re.IGNORECASE)
@@ -51,7 +52,7 @@ class Search:
         return JobFilter(
             owner=owner or caller.realm,
             status=None if "status" in self.wrong else given["status"],
-            model=given["model"],
+            model=given["made_with"],
             text=given["q"],
             size=read_size(size) if size else None,
             created_after=_morning(_day(given["after"])),

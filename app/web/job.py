@@ -15,6 +15,8 @@ from app.api.batches import zipped
 from app.api.deps import Id, parse_job_id, promptly, runtime_of
 from app.api.guard import admit_again
 from app.api.intake import Accepted
+from app.api.manifest import manifest_body
+from app.api.views import respond
 from app.domain.access import Scope
 from app.runtime import Runtime
 from app.services.job_history import History, history
@@ -51,6 +53,17 @@ async def show(request: Request, job_id: Id) -> Response:
 async def panel(request: Request, job_id: Id) -> Response:
     """Show a job as it is now, in the place of what was shown of it."""
     return fragment(request, "job_panel.html", **await _context(request, job_id))
+
+
+@router.get("/ui/jobs/{job_id}/manifest")
+@needs(Scope.READ)
+async def manifest(request: Request, job_id: Id) -> Response:
+    """Send how the job's pictures came about, as a file."""
+    runtime, realm = runtime_of(request), caller_of(request).realm
+    record = await runtime.ledger.read(parse_job_id(job_id), realm=realm)
+    name = f"manifest-{record.row.id.hex[-12:]}.json"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return respond(manifest_body(record), headers=headers)
 
 
 async def _context(request: Request, job_id: str) -> dict[str, Any]:

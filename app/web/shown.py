@@ -18,8 +18,8 @@ async def jobs_shown(
     """Give what templates know of jobs: `views.job_body`, and
 
     * `is_cancelling`: somebody asked for its end, and the provider has not agreed yet;
-    * of every output `small`, the address of a picture for a card, `srcset` where there are
-      several sizes of it, and `colour`, None until it is known.
+    * of every output `small`, the address of a picture for a card, and `srcset`, all sizes there
+      are for it.
 
     Addresses of pictures are paths: a page shows only what comes from its own host.
     """
@@ -40,10 +40,13 @@ def _complete(record: JobRecord, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _output(output: Mapping[str, Any]) -> dict[str, Any]:
-    sizes: Mapping[str, str] = output.get("thumbnails") or {}
+    longest = max(output["width"], output["height"])
+    widths: dict[int, str] = {}
+    for side, url in output["thumbnails"].items():
+        share = min(1.0, int(side) / longest)  # each fits into a square
+        widths.setdefault(round(output["width"] * share), url)
     return {
         **output,
-        "colour": output.get("colour"),
-        "small": sizes.get("768", output["url"]),
-        "srcset": ", ".join(f"{url} {width}w" for width, url in sizes.items()),
+        "small": output["thumbnails"]["768"],
+        "srcset": ", ".join(f"{url} {width}w" for width, url in widths.items()),
     }

@@ -90,6 +90,7 @@ PAGES: dict[str, Scope | None] = {
     "GET /ui/cards": Scope.READ,
     "GET /ui/events": Scope.READ,
     "GET /ui/jobs/{job_id}/panel": Scope.READ,
+    "GET /ui/jobs/{job_id}/manifest": Scope.READ,
     "POST /ui/download": Scope.READ,
     "POST /ui/selection": Scope.GENERATE,
     "POST /ui/jobs/{job_id}/cancel": Scope.GENERATE,

@@ -97,7 +97,7 @@ async def test_again_and_another_seed_lead_to_the_new_job(
         page = await visit(quiet, f"/jobs/{job.job_id}")
         await page.get_by_role("button", name=button).click()
         await expect(page).not_to_have_url(f"{quiet.origin}/jobs/{job.job_id}")
-        await expect(page.get_by_text("waiting")).to_be_visible()
+        await expect(page.get_by_text("waiting", exact=True)).to_be_visible()
 
     seeds = {(await quiet.job(one)).parameters["seed"] for one in await quiet.listed()}
     assert 5 in seeds and len(seeds) == 2

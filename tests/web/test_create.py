@@ -39,7 +39,7 @@ async def jobs(api: Api) -> list[dict[str, Any]]:
 
 async def typed(browser: Browsing, model: str = FLUX, **changes: str) -> dict[str, str]:
     """Open the page and fill the form in."""
-    page = await browser.get(f"/?use={model}")
+    page = await browser.get(f"/?model={model}")
     return fields(page.text) | {"model": model} | changes
 
 
@@ -48,7 +48,7 @@ async def typed(browser: Browsing, model: str = FLUX, **changes: str) -> dict[st
 
 @pytest.mark.parametrize("model", load_bundled_models())
 async def test_every_model_has_its_form(browser: Browsing, model: str) -> None:
-    page = await browser.get(f"/?use={model}")
+    page = await browser.get(f"/?model={model}")
 
     assert page.status_code == 200
     names = {name for _, one, _ in Elements(page.text).all if (name := one.get("name"))}
@@ -82,7 +82,7 @@ async def test_what_a_stranger_wrote_is_text(browser: Browsing) -> None:
     await browser.get("/")
 
     for answer in (
-        await browser.get(f"/?prompt={evil}&use={evil}"),
+        await browser.get(f"/?prompt={evil}&model={evil}"),
         await browser.post("/ui/form", {"prompt": evil, "model": evil, "once": evil}),
         await browser.htmx("/ui/form", {"other_model": evil, "copies": evil}),
     ):
@@ -165,7 +165,7 @@ async def test_a_form_that_is_sent_twice_makes_its_job_once(browser: Browsing) -
 
     assert len(await jobs(browser.api)) == 2
     assert all(getattr(one, "status_code", 0) in (303, 409) for one in answers)
-    assert later.text.count('class="job card"') == 2
+    assert later.text.count('class="job card ') == 2
     await browser.post("/ui/jobs", sent | {"prompt": "another harbour altogether"})
     assert len(await jobs(browser.api)) == 4
 

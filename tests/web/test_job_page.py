@@ -102,6 +102,19 @@ async def test_a_live_job_can_be_cancelled_without_scripts(
     assert "Nothing was made." in words(await visitor.look(f"/jobs/{job_id}"))
 
 
+async def test_the_manifest_comes_as_a_file(api: Api, visitor: Visitor) -> None:
+    stored = await keep(api.app.state.runtime, drawing(1))
+    job_id = await completed_job(jobs_of(api), stored)
+    page = await visitor.look(f"/jobs/{job_id}")
+
+    answer = await visitor.get(f"/ui/jobs/{job_id}/manifest")
+    told = await api.client.get(f"/api/v1/jobs/{job_id}/manifest")
+
+    assert f'href="/ui/jobs/{job_id}/manifest"' in page
+    assert answer.json() == told.json()
+    assert answer.headers["content-disposition"].startswith("attachment;")
+
+
 async def test_an_unknown_job_is_a_page_that_says_so(visitor: Visitor) -> None:
     for path in (f"/jobs/{uuid4()}", f"/ui/jobs/{uuid4()}/panel"):
         answer = await visitor.get(path)
