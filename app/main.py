@@ -43,7 +43,7 @@ from app.runtime import (
     settle_memory,
     signing_keys_of,
 )
-from app.web import create, operations, refusals, session
+from app.web import create, endpoints_page, operations, refusals, session
 from app.web.door import prepare
 from app.web.sessions import Sessions
 from app.web.static_files import PREFIX, STATIC, VersionedFiles
@@ -117,7 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount(PREFIX, VersionedFiles(directory=STATIC), name="static")
     app.include_router(documentation.router)
     app.include_router(documentation.machines)
-    for pages in (create, session, operations):
+    for pages in (create, session, operations, endpoints_page):
         app.include_router(pages.router)
     app.state.sessions = Sessions(signing_keys_of(settings))
     if settings.cors_origins:

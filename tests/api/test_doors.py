@@ -92,6 +92,16 @@ PAGES: dict[str, Scope | None] = {
     "POST /ui/operations/pause": Scope.ADMIN,
     "POST /ui/operations/resume": Scope.ADMIN,
     "POST /ui/operations/retry": Scope.ADMIN,
+    "GET /webhooks": Scope.READ,
+    "GET /ui/webhooks/deliveries": Scope.READ,
+    "POST /ui/webhooks": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/rotate": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/enable": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/disable": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/remove": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/test": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/redeliver": Scope.GENERATE,
+    "POST /ui/deliveries/{delivery_id}/redeliver": Scope.GENERATE,
 }
 
 
