@@ -176,9 +176,11 @@ async def _refused(
     request: Request, draft: Draft, text: str, status: int
 ) -> HTMLResponse:
     said = Said(draft=replace(draft, problem=text))
-    if is_htmx(request):
+    if is_htmx(
+        request
+    ):  # what is put into the page is a success; the page says otherwise
         context = await _registry(request, said)
-        return fragment(request, "webhooks_registry.html", status, **context)
+        return fragment(request, "webhooks_registry.html", **context)
     return await _whole(request, said, status=status)
 
 

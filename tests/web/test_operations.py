@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from app.services import operations
-from app.web.charts import HEIGHT, Series, bar_chart, line_chart, nice_top, path
+from app.web.charts import HEIGHT, Series, bar_chart, line, line_chart, lonely, nice_top
 from sandbox.runner import Sandbox
 from tests.api.conftest import emptied
 from tests.api.keyed import ADMIN_KEY, People
@@ -224,8 +224,11 @@ def test_the_scale_ends_at_a_round_number(
 
 
 def test_a_line_is_broken_where_there_is_nothing() -> None:
-    assert path([0, 1, None, 1], 1) == f"M0 {HEIGHT}L160 0M480 0h.01"
-    assert path([None, None], 1) == ""
+    values = [0, 1, None, 1]
+    assert line(values, 1) == f"M0 {HEIGHT}L160 0"
+    assert lonely(values, 1) == "M480 0h.01"
+    assert line([1, None, 0.5, 1], 1) == "M320 60L480 0"
+    assert line([None, None], 1) == lonely([None, None], 1) == ""
 
 
 def test_bars_are_as_high_as_their_values() -> None:
