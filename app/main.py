@@ -48,6 +48,7 @@ from app.runtime import (
 )
 from app.web import (
     create,
+    endpoints_page,
     gallery,
     job,
     operations,
@@ -134,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount(PREFIX, VersionedFiles(directory=STATIC), name="static")
     app.include_router(documentation.router)
     app.include_router(documentation.machines)
-    for pages in (create, gallery, job, session, stream, operations):
+    for pages in (create, gallery, job, session, stream, operations, endpoints_page):
         app.include_router(pages.router)
     app.state.sessions = Sessions(signing_keys_of(settings))
     if settings.cors_origins:

@@ -10,9 +10,22 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Uuid, bindparam, func, literal_column, select, text
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Subquery,
+    Uuid,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import Conflict
@@ -95,21 +108,26 @@ class Hour:
         return self.failed / ended if ended else None
 
 
-_SPREAD = "percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY extract(epoch FROM {} - {}))"
-_HOURS = text(f"""
+_HOURS = text("""
 SELECT
     hours.number,
     count(job.id) AS jobs,
     count(*) FILTER (WHERE job.status = 'completed') AS completed,
     count(*) FILTER (WHERE job.status = 'failed') AS failed,
-    {_SPREAD.format("job.started_at", "job.created_at")} AS queue,
-    {_SPREAD.format("job.generated_at", "job.started_at")} AS generate,
-    {_SPREAD.format("job.completed_at", "job.generated_at")} AS store
+    percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (
+        ORDER BY extract(epoch FROM job.started_at - job.created_at)
+    ) AS queue,
+    percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (
+        ORDER BY extract(epoch FROM job.generated_at - job.started_at)
+    ) AS generate,
+    percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (
+        ORDER BY extract(epoch FROM job.completed_at - job.generated_at)
+    ) AS store
 FROM unnest(:firsts, :ends) WITH ORDINALITY AS hours (first, ends, number)
 LEFT JOIN LATERAL (
     SELECT id, status, created_at, started_at, generated_at, completed_at FROM jobs
     WHERE id >= hours.first AND id < hours.ends
-    ORDER BY id DESC LIMIT {SAMPLE}
+    ORDER BY id DESC LIMIT :sample
 ) AS job ON true
 GROUP BY hours.number ORDER BY hours.number
 """).bindparams(
@@ -124,6 +142,7 @@ async def hours(conn: AsyncConnection, *, now: datetime, count: int) -> list[Hou
     values = {
         "firsts": [first_id(at) for at in begins],
         "ends": [first_id(at + HOUR) for at in begins],
+        "sample": SAMPLE,
     }
     rows = (await conn.execute(_HOURS, values)).all()
     return [
@@ -165,34 +184,49 @@ class FailureGroup:
     samples: Sequence[UUID]
 
 
-_FAILED = f"""
-    SELECT failed.* FROM (
-        SELECT id, error_code, error_message, error_retryable, completed_at FROM jobs
-        WHERE status = 'failed' AND id >= :since ORDER BY id DESC LIMIT {MOST_FAILURES}
-    ) AS failed
-    WHERE NOT EXISTS (SELECT 1 FROM jobs AS again WHERE again.retry_of = failed.id)
-"""
-_GROUPS = text(rf"""
-SELECT
-    error_code AS code,
-    count(*) AS jobs,
-    max(completed_at) AS latest,
-    (array_agg(error_message ORDER BY id DESC))[1] AS message,
-    (array_agg(error_retryable ORDER BY id DESC))[1] AS is_retryable,
-    (array_agg(id ORDER BY id DESC))[1\:{SAMPLES}] AS samples
-FROM ({_FAILED}) AS failures
-GROUP BY error_code ORDER BY count(*) DESC, error_code
-""").bindparams(bindparam("since", type_=Uuid()))
-_OF_GROUP = text(f"""
-SELECT id FROM ({_FAILED}) AS failures WHERE error_code = :code ORDER BY id LIMIT :limit
-""").bindparams(bindparam("since", type_=Uuid()))
+_AGAIN = JOBS.alias("again")
+
+
+def _not_run_again(since: datetime) -> Subquery:
+    """Select the latest failures, but for those that were run again."""
+    latest = (
+        select(
+            *(JOBS.c.id, JOBS.c.completed_at),
+            *(JOBS.c.error_code, JOBS.c.error_message, JOBS.c.error_retryable),
+        )
+        .where(JOBS.c.status == literal_column("'failed'"))
+        .where(JOBS.c.id >= first_id(since))
+        .order_by(JOBS.c.id.desc())
+        .limit(MOST_FAILURES)
+        .subquery("latest")
+    )
+    again = exists(select(literal_column("1")).where(_AGAIN.c.retry_of == latest.c.id))
+    return select(latest).where(~again).subquery("failed")
 
 
 async def failure_groups(
     conn: AsyncConnection, *, since: datetime
 ) -> list[FailureGroup]:
     """Group the jobs accepted since then that failed and were not run again."""
-    rows = await conn.execute(_GROUPS, {"since": first_id(since)})
+    failed = _not_run_again(since)
+
+    def latest(column: ColumnElement[Any]) -> Any:
+        ordered = aggregate_order_by(column, failed.c.id.desc())
+        return func.array_agg(ordered, type_=ARRAY(column.type))
+
+    query = (
+        select(
+            failed.c.error_code.label("code"),
+            func.count().label("jobs"),
+            func.max(failed.c.completed_at).label("latest"),
+            latest(failed.c.error_message)[1].label("message"),
+            latest(failed.c.error_retryable)[1].label("is_retryable"),
+            latest(failed.c.id)[1:SAMPLES].label("samples"),
+        )
+        .group_by(failed.c.error_code)
+        .order_by(func.count().desc(), failed.c.error_code)
+    )
+    rows = await conn.execute(query)
     return [
         FailureGroup(
             row.code,
@@ -210,8 +244,10 @@ async def failed_with(
     conn: AsyncConnection, code: str, *, since: datetime, limit: int
 ) -> list[UUID]:
     """Name jobs of one of these groups, oldest first."""
-    values = {"since": first_id(since), "code": code, "limit": limit}
-    return list((await conn.execute(_OF_GROUP, values)).scalars())
+    failed = _not_run_again(since)
+    query = select(failed.c.id).where(failed.c.error_code == code)
+    rows = await conn.execute(query.order_by(failed.c.id).limit(limit))
+    return list(rows.scalars())
 
 
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:space, hashtext(:code))")
@@ -257,8 +293,8 @@ _ROWS = text(
     "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'assets'::regclass"
 )
 _EXACT = text(
-    f"SELECT count(*), coalesce(sum(size_bytes), 0) FROM"
-    f" (SELECT size_bytes FROM assets LIMIT {_FEW}) AS few"
+    "SELECT count(*), coalesce(sum(size_bytes), 0) FROM"
+    " (SELECT size_bytes FROM assets LIMIT :few) AS few"
 )
 _SAMPLED = text(
     "SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets TABLESAMPLE SYSTEM (:share)"
@@ -269,7 +305,7 @@ _DATABASE = text("SELECT pg_database_size(current_database())")
 async def stored(conn: AsyncConnection) -> Stored:
     """Tell how much is kept: exactly while it is little, else from a sample."""
     database = int(await conn.scalar(_DATABASE) or 0)
-    counted, total = (await conn.execute(_EXACT)).one()
+    counted, total = (await conn.execute(_EXACT, {"few": _FEW})).one()
     if counted < _FEW:
         return Stored(counted, int(total), database)
     rows = max(int(await conn.scalar(_ROWS) or 0), counted)

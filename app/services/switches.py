@@ -45,7 +45,6 @@ _is_queue = SWITCHES.c.name == literal_column("'queue'")
 IS_PAUSED = exists(
     select(literal_column("1")).where(_is_queue, SWITCHES.c.is_on.is_(False))
 )
-IS_PAUSED_SQL = "EXISTS (SELECT 1 FROM switches WHERE name = 'queue' AND NOT is_on)"
 
 # For the statement before the one that reads the switch: a statement sees what was committed
 # when it began, and not what it waited for.

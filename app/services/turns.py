@@ -27,7 +27,6 @@ from app.domain.state import JobState
 from app.models import account as tables
 from app.services import job_service
 from app.services.job_records import Claim, table_of
-from app.services.switches import IS_PAUSED_SQL
 
 OWNERS = table_of(tables.Owner)
 
@@ -48,12 +47,12 @@ _TAKE_THE_FLOOR = text(
 # Of starts that begin together, that of the owner who waited longest since its last is first: so
 # a newcomer, for whom now is the beginning, is behind nobody who has just had a turn.
 # While the queue is paused it begins, and so ends, with nobody.
-_NEXT = text(f"""
+_NEXT = text("""
 WITH RECURSIVE waiting AS (
     (
         SELECT owner, due_at FROM jobs
         WHERE status = 'pending' AND id <> ALL(:passed) AND deadline_at > now()
-            AND NOT {IS_PAUSED_SQL}
+            AND NOT EXISTS (SELECT 1 FROM switches WHERE name = 'queue' AND NOT is_on)
         ORDER BY owner, priority DESC, due_at LIMIT 1
     )
     UNION ALL

@@ -7,7 +7,7 @@ the hours) is text beside it.  `chart.html` draws it, with the same numbers as a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -40,7 +40,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What `chart.html` draws: `lines` are (colour, path), `rows` the table."""
+    """What `chart.html` draws: `lines` and `dots` are (colour, path), `rows` the table."""
 
     id: str
     title: str
@@ -51,6 +51,7 @@ class Chart:
     last: str
     legend: Sequence[tuple[Colour, str]]
     lines: Sequence[tuple[Colour, str]]
+    dots: Sequence[tuple[Colour, str]]
     bars: Sequence[Box]
     colour: Colour
     places: Sequence[Box]
@@ -71,8 +72,11 @@ def line_chart(
 ) -> Chart:
     """Draw lines over one axis, the last series in front; `write` words a number."""
     top = nice_top(series)
-    lines = [(one.colour, path(one.values, top)) for one in series]
-    return _chart(id, title, axis, series, write, top, unit, summary, lines=lines)
+    lines = [(one.colour, line(one.values, top)) for one in series]
+    dots = [(one.colour, lonely(one.values, top)) for one in series]
+    return _chart(
+        id, title, axis, series, write, top, unit, summary, lines=lines, dots=dots
+    )
 
 
 def bar_chart(
@@ -112,23 +116,43 @@ def nice_top(series: Sequence[Series]) -> float:
     return next(step * size for step in _STEPS if step * size >= most * (1 - 1e-9))
 
 
-def path(values: Sequence[float | None], top: float) -> str:
-    """Write the path of a line: interrupted where there is no value, a dot for one by itself."""
-    step = WIDTH / max(len(values) - 1, 1)
+def line(values: Sequence[float | None], top: float) -> str:
+    """Write the path of a line, interrupted where there is no value."""
     parts: list[str] = []
-    is_down = False
-    for number, value in enumerate(values):
-        if value is None:
-            is_down = False
+    for number, (x, y) in _points(values, top):
+        if _is_alone(values, number):
             continue
-        x, y = round(number * step, 1), round(HEIGHT - HEIGHT * value / top, 1)
-        follows = number + 1 < len(values) and values[number + 1] is not None
-        if is_down:
-            parts.append(f"L{x:g} {y:g}")
-        else:
-            parts.append(f"M{x:g} {y:g}" if follows else f"M{x:g} {y:g}h.01")
-        is_down = True
+        is_down = number > 0 and values[number - 1] is not None
+        parts.append(f"{'L' if is_down else 'M'}{x:g} {y:g}")
     return "".join(parts)
+
+
+def lonely(values: Sequence[float | None], top: float) -> str:
+    """Write a path of dots for values without neighbours, which make no line."""
+    alone = [
+        point for number, point in _points(values, top) if _is_alone(values, number)
+    ]
+    return "".join(f"M{x:g} {y:g}h.01" for x, y in alone)
+
+
+def _points(
+    values: Sequence[float | None], top: float
+) -> Iterator[tuple[int, tuple[float, float]]]:
+    step = WIDTH / max(len(values) - 1, 1)
+    for number, value in enumerate(values):
+        if value is not None:
+            y = HEIGHT - HEIGHT * value / top
+            yield number, (round(number * step, 1), round(y, 1))
+
+
+def _is_alone(values: Sequence[float | None], number: int) -> bool:
+    return all(
+        one is None
+        for one in (
+            *values[max(number - 1, 0) : number],
+            *values[number + 1 : number + 2],
+        )
+    )
 
 
 def _chart(
@@ -142,6 +166,7 @@ def _chart(
     summary: str,
     *,
     lines: Sequence[tuple[Colour, str]] = (),
+    dots: Sequence[tuple[Colour, str]] = (),
     bars: Sequence[Box] = (),
 ) -> Chart:
     worded = [
@@ -167,6 +192,7 @@ def _chart(
         last=axis[-1] if axis else "",
         legend=[(one.colour, one.name) for one in series] if len(series) > 1 else [],
         lines=lines,
+        dots=dots,
         bars=bars,
         colour=series[0].colour,
         places=places,

@@ -34,9 +34,9 @@ router = APIRouter(route_class=PageRoute)
 
 PATH: Final = "/operations"
 _PHASES: Final = (
-    ("queue", "Waiting in the queue", "from acceptance to the first purchase"),
-    ("generate", "Making the picture", "from the purchase to the provider's picture"),
-    ("store", "Storing it", "fetching, checking and keeping the files"),
+    ("queue", "Waiting in the queue", "From acceptance to the first purchase"),
+    ("generate", "Making the picture", "From the purchase to the provider's picture"),
+    ("store", "Storing it", "Fetching, checking and keeping the files"),
 )
 
 
@@ -203,7 +203,7 @@ def _errors(hours: Sequence[Hour]) -> Chart:
         [_clock(hour.at) for hour in hours],
         Series("failed", [hour.failed_share for hour in hours], "bad"),
         _percent,
-        unit="share of the jobs that came to an end",
+        unit="Share of the jobs that came to an end",
         summary=summary,
         least_top=0.05,
     )
@@ -222,7 +222,7 @@ def _spending(days: Sequence[Day]) -> Chart:
         [f"{day.day:%-d %b}" for day in days],
         Series("spent", [float(day.cost_usd) for day in days]),
         money,
-        unit="jobs accepted on that day (UTC), as far as prices are known",
+        unit="Jobs accepted on that day (UTC), as far as prices are known",
         summary=summary,
     )
 

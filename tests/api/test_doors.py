@@ -112,6 +112,16 @@ PAGES: dict[str, Scope | None] = {
     "POST /ui/estimate": Scope.GENERATE,
     "POST /ui/jobs": Scope.GENERATE,
     "POST /ui/pictures": Scope.GENERATE,
+    "GET /webhooks": Scope.READ,
+    "GET /ui/webhooks/deliveries": Scope.READ,
+    "POST /ui/webhooks": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/rotate": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/enable": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/disable": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/remove": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/test": Scope.GENERATE,
+    "POST /ui/webhooks/{endpoint_id}/redeliver": Scope.GENERATE,
+    "POST /ui/deliveries/{delivery_id}/redeliver": Scope.GENERATE,
 }
 
 

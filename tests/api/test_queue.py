@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from sandbox.runner import Sandbox
 from tests.api.conftest import Serve, emptied
 from tests.api.keyed import KEYS_ON, keyed
 from tests.api.served import Api, check_problem, working
+from tests.support.command_line import run
 from tests.support.jobs import JobTable
 from tests.support.waiting import wait_for_async
 
@@ -184,3 +187,25 @@ async def test_cancelling_works_while_paused(api: Api) -> None:
     assert answer.json()["status"] == Status.CANCELLED
     jobs = JobTable(api.app.state.runtime.database)
     assert (await jobs.state(accepted.json()["job_id"])).attempts == 0
+
+
+async def test_the_command_line_shows_pauses_and_resumes(api: Api) -> None:
+    async def mediagen(*words: str) -> str:
+        result = await asyncio.to_thread(run, "queue", *words, "--url", api.origin)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    await api.client.post("/api/v1/generate", json=BODY)
+    assert "state running pending 1 in flight 0" in await mediagen("show")
+    paused = await mediagen("pause", WHY["reason"])
+    assert "state paused" in paused
+    assert f"reason {WHY['reason']} paused by anybody" in paused
+    assert json.loads(await mediagen("show", "--json"))["state"] == "paused"
+    assert "state running" in await mediagen("resume")
+
+
+async def test_the_command_line_tells_why_it_was_refused(api: Api) -> None:
+    result = await asyncio.to_thread(run, "queue", "pause", "", "--url", api.origin)
+
+    assert result.exit_code == 2
+    assert "reason" in result.output

@@ -67,7 +67,7 @@ async def test_the_figures_renew_themselves(api: Api, visit: Visit) -> None:
     page = await visit(api, "/operations")
     await page.clock.install()
     await page.reload()
-    waiting = page.locator(".tile").filter(has_text="Waiting")
+    waiting = page.locator(".gauge").filter(has_text="Waiting")
     await expect(waiting).to_contain_text("nobody waits")
     await api.generate("a ship on the horizon")
     api.app.state.runtime.operations.forget()

@@ -42,3 +42,24 @@
     question.querySelector("summary").focus();
   });
 })();
+
+// What is to be copied is copied by a press.
+(() => {
+  mgs.onContent((root) => {
+    for (const button of mgs.every("[data-copy-from]", root)) {
+      button.hidden = !navigator.clipboard;
+    }
+  });
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("[data-copy-from]");
+    if (!button) return;
+    const text = document.getElementById(button.dataset.copyFrom).textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+      button.querySelector("span").textContent = "Copied";
+    } catch {
+      mgs.toast("The browser does not let us copy: select the text.", "bad");
+    }
+  });
+})();
