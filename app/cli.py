@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app import cli_keys
+from app import cli_keys, cli_webhooks
 from app.cli_session import (
     FAILED,
     INTERRUPTED,
@@ -51,6 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show values, and so perhaps secrets
 )
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_webhooks.app, name="webhooks")
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID")]
 

@@ -17,6 +17,7 @@ from app import __version__
 from app.api import (
     audit,
     callbacks,
+    deliveries,
     documentation,
     endpoints,
     keys,
@@ -25,6 +26,7 @@ from app.api import (
     problems,
     uploads,
     usage,
+    webhooks,
 )
 from app.api.guard import SECURITY_SCHEMES
 from app.api.middleware import Envelope
@@ -32,7 +34,7 @@ from app.api.safe_headers import RawHeaders, safe_headers
 from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
-from app.models import key_schemas, schemas
+from app.models import key_schemas, schemas, webhook_schemas
 from app.runtime import (
     open_runtime,
     prices_of,
@@ -101,6 +103,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(audit.router, prefix=settings.api_v1_prefix)
     app.include_router(usage.router, prefix=settings.api_v1_prefix)
     app.include_router(uploads.router, prefix=settings.api_v1_prefix)
+    app.include_router(deliveries.router, prefix=settings.api_v1_prefix)
+    app.include_router(webhooks.router, prefix=settings.api_v1_prefix)
     app.include_router(callbacks.router, prefix=settings.api_v1_prefix)
     app.include_router(ops.health_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)
@@ -175,6 +179,9 @@ _DESCRIBED = (
     schemas.Problem,
     key_schemas.KeyRequest,
     key_schemas.KeyChange,
+    webhook_schemas.EndpointRequest,
+    webhook_schemas.EndpointChange,
+    webhook_schemas.RangeRequest,
 )
 
 

@@ -39,13 +39,19 @@ from app.domain.state import JobState
 from app.services.backlog import Backlog
 from app.services.attempts import FailedAttempts
 from app.services.catalogue import Catalogue, load_bundled_models
+from app.services.courier import Courier
 from app.services.engine import Engine
 from app.services.gatekeeper import Gatekeeper
 from app.services.health import HealthChecks
-from app.services.housekeeping import ForgetSubmissions, RemoveUnusedUploads
+from app.services.housekeeping import (
+    ForgetNotifications,
+    ForgetSubmissions,
+    RemoveUnusedUploads,
+)
 from app.services.inputs import Inputs
 from app.services.job_runner import JobRunner
 from app.services.ledger import Ledger
+from app.services.letters import Letters, OwnerSecrets
 from app.services.media_client import Throttle, open_breaker, open_media_client
 from app.services.media_links import MediaLinks
 from app.services.media_store import MediaStore, open_media_store
@@ -67,6 +73,11 @@ REDIS_TIMEOUT = 0.5  # seconds
 LINK_SLACK = timedelta(hours=1)  # a model may read its input late
 API_POOL = 10
 WORKER_POOL = 6
+COURIER_POOL = 2
+MOST_CALLS = 96  # at once, to addresses that callers named
+# Generic plans of updates from parameter tables go wrong as `jobs` grows (docs/adr/0006); the
+# API's reads by key are better off with them.
+WORKER_SESSION = {"plan_cache_mode": "force_custom_plan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,7 @@ class Runtime:
     outbound: Outbound
     uploads: Uploads
     inputs: Inputs
+    owner_secrets: OwnerSecrets
     # Set when the process was asked to stop: whoever waits on purpose answers now.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -105,12 +117,13 @@ class WorkerRuntime:
     base: Runtime
     engine: Engine
     watcher: Watcher
+    courier: Courier
 
     async def breakdown(self) -> None:
         """Return when something ended that must go on: the process is of no more use."""
         parts = [
             asyncio.create_task(part.breakdown())
-            for part in (self.engine, self.watcher)
+            for part in (self.engine, self.watcher, self.courier)
         ]
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
 
@@ -124,9 +137,11 @@ def policy_of(settings: Settings) -> Policy:
 
 
 def signing_keys_of(settings: Settings) -> list[bytes]:
-    """Give the keys that sign what we hand out: the first one signs, all are believed."""
+    """Give the keys that sign links, and that owners' webhook secrets are derived from."""
     keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
-    return keys or [derived_key(settings.replicate_api_token.get_secret_value())]
+    if not keys:
+        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
+    return keys
 
 
 def links_of(settings: Settings) -> MediaLinks:
@@ -291,7 +306,7 @@ async def open_runtime(
         )
         gatekeeper, quotas = _open_gatekeeper(settings, stack, redis, ledger, counters)
         links = links_of(settings)
-        outbound = Outbound(settings.outbound_hosts)
+        outbound = Outbound(settings.outbound_hosts, max_connections=MOST_CALLS)
         stack.push_async_callback(outbound.aclose)
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
         yield Runtime(
@@ -323,6 +338,7 @@ async def open_runtime(
             outbound=outbound,
             uploads=uploads,
             inputs=_open_inputs(settings, outbound, uploads, store, client, links),
+            owner_secrets=OwnerSecrets(signing_keys_of(settings)),
         )
 
 
@@ -379,8 +395,31 @@ def _duties(
         CancelUnwanted(ledger=ledger, client=base.client, counters=counters),
         EndOutOfTime(ledger, engine),
         ForgetSubmissions(ledger),
+        ForgetNotifications(ledger),
         RemoveUnusedUploads(base.uploads),
     )
+
+
+@asynccontextmanager
+async def _open_courier(settings: Settings, base: Runtime) -> AsyncIterator[Courier]:
+    """Give what sends webhooks, with connections nobody else waits for; and have it told."""
+    database = open_engine(
+        settings.database_url,
+        name="mediagen-courier",
+        pool_size=COURIER_POOL,
+        settings=WORKER_SESSION,
+    )
+    courier = Courier(
+        ledger=Ledger(database, policy_of(settings)),
+        outbound=base.outbound,
+        letters=Letters(base.links, base.owner_secrets, settings.api_v1_prefix),
+        counters=base.counters,
+    )
+    base.ledger.on_told = courier.wake
+    try:
+        yield courier
+    finally:
+        await close_engine(database)
 
 
 @asynccontextmanager
@@ -388,14 +427,15 @@ async def open_worker(
     settings: Settings, *, drain: timedelta
 ) -> AsyncIterator[WorkerRuntime]:
     """Build and start the engine and the watcher; drain them at the end."""
-    async with open_runtime(
-        settings,
-        name="mediagen-worker",
-        pool_size=WORKER_POOL,
-        # Generic plans of updates from parameter tables go wrong as `jobs` grows
-        # (docs/adr/0006); the API's reads by key are better off with them.
-        session={"plan_cache_mode": "force_custom_plan"},
-    ) as base:
+    async with (
+        open_runtime(
+            settings,
+            name="mediagen-worker",
+            pool_size=WORKER_POOL,
+            session=WORKER_SESSION,
+        ) as base,
+        _open_courier(settings, base) as courier,
+    ):
         durations = Durations()
         reconciler = Reconciler(base.ledger, base.client)
         runner = JobRunner(
@@ -429,12 +469,13 @@ async def open_worker(
         )
         engine.start()
         watcher.start()
+        courier.start()
         heartbeat.start()
         settle_memory()
         log.info("worker.ready", concurrency=settings.worker_concurrency)
         try:
-            yield WorkerRuntime(base, engine, watcher)
+            yield WorkerRuntime(base, engine, watcher, courier)
         finally:
             await watcher.stop()
-            await engine.drain(drain)
+            await asyncio.gather(engine.drain(drain), courier.drain(drain))
             await heartbeat.stop()

@@ -204,7 +204,7 @@ RULES: dict[Rule, tuple[list[Path], set[str]]] = {
         # Commands, and the one clear line about a wrong setting.
         {
             *("app/cli.py", "app/up.py", "app/terminal.py", "app/core/config.py"),
-            *("worker/celery_app.py", "app/cli_keys.py"),
+            *("worker/celery_app.py", "app/cli_keys.py", "app/cli_webhooks.py"),
         },
     ),
     nobody_sleeps: (

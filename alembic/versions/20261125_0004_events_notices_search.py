@@ -35,6 +35,7 @@ def upgrade() -> None:
             "is_enabled", sa.Boolean(), server_default=sa.text("true"), nullable=False
         ),
         sa.Column("disabled_reason", sa.Text(), nullable=True),
+        sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_endpoints")),
     )
@@ -59,6 +60,7 @@ def upgrade() -> None:
             "id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False
         ),
         sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("receiver", sa.Text(), nullable=False),
         sa.Column("endpoint_id", sa.Uuid(), nullable=True),
         sa.Column("url", sa.Text(), nullable=True),
         sa.Column("type", sa.String(length=32), nullable=False),
@@ -72,7 +74,13 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column(
-            "attempts", sa.SmallInteger(), server_default=sa.text("0"), nullable=False
+            "attempts", sa.Integer(), server_default=sa.text("0"), nullable=False
+        ),
+        sa.Column(
+            "tried_before",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
         ),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("claim_token", sa.Uuid(), nullable=True),
@@ -90,20 +98,21 @@ def upgrade() -> None:
             "(endpoint_id IS NULL) = (url IS NOT NULL)",
             name=op.f("ck_notifications_one_receiver"),
         ),
-        sa.ForeignKeyConstraint(
-            ["endpoint_id"],
-            ["endpoints.id"],
-            name=op.f("fk_notifications_endpoint_id_endpoints"),
-            ondelete="CASCADE",
-        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_notifications")),
     )
     op.create_index(
         "ix_notifications_due",
         "notifications",
-        ["due_at"],
+        ["receiver", "due_at"],
         unique=False,
         postgresql_where=sa.text("due_at IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_notifications_finished",
+        "notifications",
+        ["finished_at"],
+        unique=False,
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
     )
     op.create_index(
         "ix_notifications_endpoint_made",
@@ -123,7 +132,7 @@ def upgrade() -> None:
     op.create_table(
         "deliveries",
         sa.Column("notification_id", sa.Uuid(), nullable=False),
-        sa.Column("number", sa.SmallInteger(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("status_code", sa.SmallInteger(), nullable=True),
@@ -184,6 +193,11 @@ def downgrade() -> None:
     op.drop_index("ix_notifications_owner_made", table_name="notifications")
     op.drop_index(op.f("ix_notifications_job_id"), table_name="notifications")
     op.drop_index("ix_notifications_endpoint_made", table_name="notifications")
+    op.drop_index(
+        "ix_notifications_finished",
+        table_name="notifications",
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
+    )
     op.drop_index(
         "ix_notifications_due",
         table_name="notifications",

@@ -196,7 +196,7 @@ def _job_of(
         priority=PRIORITIES[wanted.priority],
         metadata=wanted.metadata,
         webhook_url=wanted.webhook_url,
-        warnings=prepared.warnings + not_yet(wanted.webhook_url),
+        warnings=prepared.warnings,
         uploads=uploads,
         once=once,
         owner=caller_of(request).owner,
@@ -209,13 +209,6 @@ def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> b
     if visibility is None:
         return not runtime.settings.demands_keys
     return visibility == "public"
-
-
-def not_yet(webhook_url: str | None) -> tuple[str, ...]:
-    """Say what is taken down and not acted upon."""
-    if webhook_url is None:
-        return ()
-    return ("webhook_url is kept but not called yet: read the job's status instead.",)
 
 
 # --------------------------------------------------------------------------- acceptance

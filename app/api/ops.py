@@ -31,7 +31,7 @@ from app.domain.access import Scope
 from app.domain.errors import Unavailable
 from app.models import schemas
 from app.runtime import Runtime
-from app.services import job_queries
+from app.services import job_queries, notifications
 from app.services.health import Condition, PartHealth, overall, pool_figures
 from app.services.job_queries import LiveFigures
 from app.services.usage import Money, service_money
@@ -86,6 +86,12 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "mgs_swept_pages": ("counter", "Pages of the provider's list that were read."),
     "mgs_swept_news": ("counter", "Predictions the list showed to be over."),
     "mgs_provider_webhooks": ("counter", "Webhooks of the provider, by what became."),
+    "mgs_webhook_deliveries": ("counter", "Webhooks that were sent, by what became."),
+    "mgs_webhook_queue_depth": ("gauge", "Webhooks that are to be sent, now or later."),
+    "mgs_webhook_oldest_age_seconds": (
+        "gauge",
+        "How long the oldest due webhook has been due.",
+    ),
     "mgs_claims_lost": ("counter", "Looks whose job somebody else had taken over."),
     "mgs_rate_limited": ("counter", "Requests refused for a limit, by its code."),
     "mgs_auth_failures": ("counter", "Wrong API keys."),
@@ -198,7 +204,7 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
         return known[1]
     gauges: Gauges = {}
     try:
-        by_status, live, money = await promptly(_count(runtime))
+        by_status, live, money, told = await promptly(_count(runtime))
     except Unavailable:
         return gauges
     queued = live.by_stage.get("queued", 0)
@@ -208,6 +214,8 @@ async def _figures(request: Request, runtime: Runtime) -> Gauges:
     gauges["mgs_jobs_stage"] = [({"stage": s}, n) for s, n in live.by_stage.items()]
     gauges["mgs_jobs_in_flight"] = [({}, in_flight)]
     gauges["mgs_queue_depth"] = [({}, queued)]
+    gauges["mgs_webhook_queue_depth"] = [({}, told[0])]
+    gauges["mgs_webhook_oldest_age_seconds"] = [({}, told[1].total_seconds())]
     gauges["mgs_cost_usd"] = [({}, float(money.spent_usd))]
     gauges["mgs_reserved_usd"] = [({}, float(money.reserved_usd))]
     gauges["mgs_queue_oldest_age_seconds"] = [({}, live.overdue.total_seconds())]
@@ -225,11 +233,14 @@ async def _breaker(runtime: Runtime) -> Gauges:
     return {"mgs_provider_breaker_state": series}
 
 
-async def _count(runtime: Runtime) -> tuple[dict[str, int], LiveFigures, Money]:
+async def _count(
+    runtime: Runtime,
+) -> tuple[dict[str, int], LiveFigures, Money, tuple[int, timedelta]]:
     async with runtime.ledger.reading() as conn:
         by_status = await job_queries.count_by_status(conn)
         live = await job_queries.live_figures(conn)
-        return by_status, live, await service_money(conn)
+        told = await notifications.figures(conn)
+        return by_status, live, await service_money(conn), told
 
 
 class _Exposition(Collector):

@@ -24,6 +24,7 @@ class Point(StrEnum):
     PICTURE_GENERATED = "picture.generated"  # said to be made, and perhaps not here
     OUTPUT_STORED = "output.stored"  # the files are in the store, no row names them
     JOB_SETTLED = "job.settled"  # finished, and nobody was told
+    WEBHOOK_SENT = "webhook.sent"  # the receiver has it, and nothing is written
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ CANCELLED: Final = "job.cancelled"
 ENDS: Final = (COMPLETED, FAILED, CANCELLED)
 ANNOUNCED: Final = (CREATED, STARTED, *ENDS)
 ALL: Final = (CREATED, STARTED, PROGRESS, UPDATED, *ENDS)
+TEST: Final = "webhook.test"  # of no job: somebody wants to see whether webhooks arrive
 
 _BY_EVENT: Final = {
     SUBMITTED: CREATED,

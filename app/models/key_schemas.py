@@ -22,7 +22,7 @@ _MANY = 1_000_000_000
 ScopeWord = Literal["generate", "read", "admin"]
 
 
-def _within_the_calendar(moment: datetime) -> datetime:
+def within_the_calendar(moment: datetime) -> datetime:
     """Refuse what arithmetic with time zones would overflow at."""
     if not 1970 < moment.year < 9999:
         raise ValueError("must be between the years 1971 and 9998")
@@ -42,7 +42,7 @@ KeyName = Annotated[
 Scopes = Annotated[
     list[ScopeWord], Field(min_length=1, max_length=3), AfterValidator(_each_once)
 ]
-Expiry = Annotated[AwareDatetime, AfterValidator(_within_the_calendar)]
+Expiry = Annotated[AwareDatetime, AfterValidator(within_the_calendar)]
 ModelName = Annotated[
     str,
     StringConstraints(max_length=300, pattern=r"^[\w.-]+/[\w.-]+(:[A-Za-z0-9._-]+)?$"),

@@ -30,7 +30,8 @@ class Endpoint(Base):
     """A registered receiver of webhooks.  `events` are the types it hears of; empty: all.
 
     `previous_secret` signs beside `secret` until `previous_until`.  `disabled_reason` says why
-    it was switched off when nobody did so on purpose.
+    it was switched off when nobody did so on purpose; `failing_since` is when the tries began
+    to fail that nothing but failures followed.
     """
 
     __tablename__ = "endpoints"
@@ -45,6 +46,7 @@ class Endpoint(Base):
     previous_until: Mapped[datetime | None] = mapped_column(Moment)
     is_enabled: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
     disabled_reason: Mapped[str | None] = mapped_column(Text)
+    failing_since: Mapped[datetime | None] = mapped_column(Moment)
     created_at: Mapped[datetime] = mapped_column(Moment)
 
     __table_args__ = (Index("ix_endpoints_owner_id", "owner", text("id DESC")),)
@@ -53,9 +55,14 @@ class Endpoint(Base):
 class Notification(Base):
     """One webhook for one receiver, written in the transaction of the change it tells of.
 
-    The receiver is an endpoint, or the job's own `url`.  `due_at` and `claim_token` mean what
-    they mean on `jobs`.  `data` is what was true after the change: links are added when it is
-    sent.  A job that is deleted meanwhile is told of all the same.
+    It goes to an endpoint, or to the job's own `url`; `receiver` names either, together with
+    its owner, and is what takes turns.  `due_at` and `claim_token` mean what they mean on
+    `jobs`.  `data` is what was true after the change: links are added when it is sent.  A job
+    that is deleted meanwhile is told of all the same.  `attempts` counts the tries that began,
+    `tried_before` those before it was last asked for again.
+
+    Nothing refers to the endpoint by a foreign key: whoever writes down what became of a job
+    must not wait for somebody who changes an endpoint.
     """
 
     __tablename__ = "notifications"
@@ -64,16 +71,16 @@ class Notification(Base):
         Uuid, primary_key=True, server_default=text("gen_random_uuid()")
     )
     owner: Mapped[str] = mapped_column(Text)
-    endpoint_id: Mapped[UUID | None] = mapped_column(
-        Uuid, ForeignKey("endpoints.id", ondelete="CASCADE")
-    )
+    receiver: Mapped[str] = mapped_column(Text)
+    endpoint_id: Mapped[UUID | None] = mapped_column(Uuid)
     url: Mapped[str | None] = mapped_column(Text)
     type: Mapped[str] = mapped_column(String(32))
     job_id: Mapped[UUID | None] = mapped_column(Uuid, index=True)
     job_version: Mapped[int | None] = mapped_column(Integer)
     data: Mapped[dict[str, Any]] = mapped_column(JSONB)
     state: Mapped[str] = mapped_column(String(16), server_default=text("'pending'"))
-    attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    tried_before: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     due_at: Mapped[datetime | None] = mapped_column(Moment)
     claim_token: Mapped[UUID | None] = mapped_column(Uuid)
     created_at: Mapped[datetime] = mapped_column(Moment)
@@ -91,8 +98,14 @@ class Notification(Base):
         ),
         Index(
             "ix_notifications_due",
+            "receiver",
             "due_at",
             postgresql_where=text("due_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_notifications_finished",
+            "finished_at",
+            postgresql_where=text("finished_at IS NOT NULL"),
         ),
         Index("ix_notifications_endpoint_made", "endpoint_id", "created_at", "id"),
         Index("ix_notifications_owner_made", "owner", "created_at", "id"),
@@ -107,7 +120,7 @@ class Delivery(Base):
     notification_id: Mapped[UUID] = mapped_column(
         Uuid, ForeignKey("notifications.id", ondelete="CASCADE"), primary_key=True
     )
-    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
     at: Mapped[datetime] = mapped_column(Moment)
     seconds: Mapped[float] = mapped_column(Double)
     status_code: Mapped[int | None] = mapped_column(SmallInteger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from app.services import repeats
+from app.services import notifications, repeats
 from app.services.ledger import Ledger
 from app.services.uploads import Uploads
 
@@ -35,4 +35,17 @@ class ForgetSubmissions:
         """Remove some; say how long to rest."""
         async with self._ledger.transaction() as conn:
             removed = await repeats.forget(conn, limit=KEYS_AT_ONCE)
+        return REST_BETWEEN_BATCHES if removed == KEYS_AT_ONCE else REST
+
+
+class ForgetNotifications:
+    """Removes webhooks that ended a month ago, and the tries to deliver them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def perform(self) -> timedelta:
+        """Remove some; say how long to rest."""
+        async with self._ledger.transaction() as conn:
+            removed = await notifications.forget(conn, limit=KEYS_AT_ONCE)
         return REST_BETWEEN_BATCHES if removed == KEYS_AT_ONCE else REST

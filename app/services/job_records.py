@@ -9,11 +9,22 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Row, Table, Uuid, bindparam, func, select, true
+from sqlalchemy import (
+    ARRAY,
+    Row,
+    Table,
+    Uuid,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    select,
+    true,
+)
 
 from app.domain.generation import Failure, GenerationRequest
 from app.domain.state import Attempt, AttemptState, JobState, Stage, Status
-from app.models import account
+from app.models import account, notice
 from app.models import job as tables
 
 
@@ -29,6 +40,7 @@ ATTEMPTS = table_of(tables.Attempt)
 ASSETS = table_of(tables.Asset)
 EVENTS = table_of(tables.JobEvent)
 UPLOADS = table_of(account.Upload)
+ENDPOINTS = table_of(notice.Endpoint)
 
 PRIORITIES: Mapping[str, int] = {"low": -1, "normal": 0, "high": 1}
 
@@ -76,6 +88,14 @@ _latest_attempt = (
     .lateral("latest")
 )
 
+# Whether somebody may want to hear of a job by webhook, besides the job's own URL.
+# By name, for there is nothing in RETURNING that a subquery could be correlated to.
+IS_HEARD = exists(
+    select(literal_column("1")).where(
+        ENDPOINTS.c.owner == literal_column("jobs.owner", JOBS.c.owner.type)
+    )
+)
+
 # What a decision and a look need, and the database's clock.
 SELECT_STATE = (
     select(
@@ -86,6 +106,7 @@ SELECT_STATE = (
         _latest_attempt.c.handle.label("attempt_handle"),
         _latest_attempt.c.sent_at.label("attempt_sent_at"),
         _latest_attempt.c.token.label("attempt_token"),
+        IS_HEARD.label("is_heard"),
         func.clock_timestamp().label("now"),
     )
     .select_from(JOBS.outerjoin(_latest_attempt, true()))

@@ -40,6 +40,7 @@ from app.domain.events import CancelRequested, Event, Intended, WentSilent
 from app.domain.lifecycle import decide, overdue
 from app.domain.policy import Policy
 from app.domain.state import JobState, Status
+from app.services import outbox
 from app.services.job_records import (
     ASSETS,
     ATTEMPTS,
@@ -83,11 +84,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a change came to.  `next_look` is how far ahead, None when finished."""
+    """What a change came to.  `next_look` is how far ahead, None when finished.
+
+    `is_told`: somebody is to be told of it by webhook.
+    """
 
     before: JobState
     after: JobState
     next_look: timedelta | None
+    is_told: bool = False
 
     @property
     def is_end(self) -> bool:
@@ -100,10 +105,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What was taken; and the jobs that ended instead."""
+    """What was taken; the jobs that ended instead; whether webhooks are to tell of either."""
 
     claims: Sequence[Claim]
     ended: Sequence[JobState]
+    are_told: bool = False
 
 
 # Lock first, read afterwards: a statement that waited for a lock, or came a moment before
@@ -222,7 +228,8 @@ async def claim(
     # A claim that a crash takes back was never there; an intended purchase must stay.
     is_relaxed = not ended and not any(claim.is_fresh for claim in claims)
     await writes.flush(conn, is_relaxed=is_relaxed)
-    return Claimed(claims, [state for state in ended if state.is_terminal])
+    finished = [state for state in ended if state.is_terminal]
+    return Claimed(claims, finished, are_told=writes.tells)
 
 
 def _end(
@@ -314,7 +321,10 @@ async def transition(
             # A lapsed claim must not come to life with the next look for a lease.
             tokens[row.id] = None
         states[row.id] = after
-        outcomes.append(Outcome(before, after, next_look))
+        is_told = after.version != before.version and outbox.is_heard(
+            row, change.event, after
+        )
+        outcomes.append(Outcome(before, after, next_look, is_told))
         if after == before and change.hold is Hold.NONE:
             continue
         writes.add(

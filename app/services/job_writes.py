@@ -20,7 +20,7 @@ from app.domain import journal
 from app.domain.events import Event, Expired, WentSilent
 from app.domain.generation import GenerationRequest
 from app.domain.state import AttemptState, JobState, Stage
-from app.services import accounts, file_locks
+from app.services import accounts, file_locks, outbox
 from app.services.accounts import Movement
 from app.services.job_records import (
     ASSETS,
@@ -78,6 +78,7 @@ _WRITES: Mapping[str, tuple[Any, Sequence[str]]] = {
     "asset": (_INSERT_ASSETS, _ASSET_COLUMNS),
     "entry": (accounts.INSERT_ENTRIES, accounts.ENTRY_COLUMNS),
     "finished": (accounts.BOOK_FINISHED, accounts.FINISHED_COLUMNS),
+    "notice": (outbox.INSERT_NOTICES, outbox.COLUMNS),
 }
 
 
@@ -103,6 +104,12 @@ class Writes:
         self._releases: list[Mapping[str, Any]] = []
         self._charges: dict[UUID, dict[str, Any]] = {}
         self._finished: list[Mapping[str, Any]] = []
+        self._notices: dict[tuple[UUID, int], outbox.Notice] = {}
+
+    @property
+    def tells(self) -> bool:
+        """Tell whether somebody is to be told of something by webhook."""
+        return bool(self._notices)
 
     def add(
         self,
@@ -172,8 +179,15 @@ class Writes:
             self.attempt(row, after, event)
 
     def event(self, row: Any, after: JobState, event: Event) -> None:
-        """Append the event to the job's history."""
+        """Append the event to the job's history, and tell those who want to hear of it.
+
+        The job's new state must have been written before: what is told is in it.
+        """
         name, data = journal.record(event)
+        if (heard := outbox.name_heard(row, event, after)) is not None:
+            spent = self._jobs[row.id]["cost_usd"]
+            told = outbox.notice_of(row, after, heard, cost_usd=spent)
+            self._notices[row.id, after.version] = _storable(told)
         self._events.append(
             {
                 "job_id": row.id,
@@ -220,6 +234,9 @@ class Writes:
         """Attach stored files to the job."""
         if (charge := self._charges.get(row.id)) is not None:
             charge["outputs"] = len(outputs)
+        for (job_id, _), notice in self._notices.items():
+            if job_id == row.id and outputs:
+                notice["data"]["outputs"] = outbox.outputs_told(outputs)
         for output in outputs:
             self._assets.append(
                 {
@@ -246,6 +263,7 @@ class Writes:
             "asset": self._assets,
             "entry": [*self._releases, *self._charges.values()],
             "finished": self._finished,
+            "notice": list(self._notices.values()),
         }
         names = [name for name, found in rows.items() if found]
         if not names:

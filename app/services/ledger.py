@@ -80,6 +80,10 @@ def _ignore_end(state: JobState) -> None:
     """Take no notice."""
 
 
+def _ignore_notices() -> None:
+    """Take no notice: whoever sends webhooks looks for them from time to time."""
+
+
 class Ledger:
     """Where jobs are written down and looked up.  Safe to share within one event loop."""
 
@@ -99,6 +103,8 @@ class Ledger:
         self.policy = policy
         self.budget = budget
         self._on_end = on_end
+        # Called after a commit that wrote notifications, in the process that sends them.
+        self.on_told: Callable[[], None] = _ignore_notices
         self._submits: Batcher[NewJob, Birth] = Batcher(
             self._submit, limit=MOST_AT_ONCE, lanes=2, is_shared=_is_shared
         )
@@ -220,6 +226,8 @@ class Ledger:
             )
         for state in claimed.ended:
             self._on_end(state)
+        if claimed.are_told:
+            self.on_told()
         return list(claimed.claims)
 
     async def start(self, limit: int) -> Started:
@@ -230,6 +238,8 @@ class Ledger:
             )
         for state in started.ended:
             self._on_end(state)
+        if started.are_told:
+            self.on_told()
         return started
 
     async def looks_among(self, job_ids: Sequence[UUID]) -> list[UUID]:
@@ -263,9 +273,12 @@ class Ledger:
         # A silent connection must not hold everybody's lane; changes may be repeated.
         async with _within(PATIENCE), self.transaction() as conn:
             outcomes = await job_service.transition(conn, changes, policy=self.policy)
-        for outcome in outcomes:
-            if isinstance(outcome, Outcome) and outcome.is_end:
+        settled = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
+        for outcome in settled:
+            if outcome.is_end:
                 self._on_end(outcome.after)
+        if any(outcome.is_told for outcome in settled):
+            self.on_told()
         return outcomes
 
     async def _hear(self, hints: Sequence[Hint]) -> Sequence[Told | Exception]:

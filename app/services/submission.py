@@ -10,12 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
     DateTime,
+    Executable,
     Interval,
     Uuid,
     bindparam,
@@ -34,9 +36,9 @@ from app.domain.admission import SERVICE, Account, Terms, objection
 from app.domain.errors import InProgress, KeyReused, ServiceError
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.state import Stage, Status
-from app.services import accounts, repeats
+from app.services import accounts, outbox, repeats
 from app.services.accounts import Movement
-from app.services.job_records import EVENTS, JOBS
+from app.services.job_records import EVENTS, IS_HEARD, JOBS
 from app.services.repeats import Earlier, Once, Place
 
 
@@ -133,7 +135,7 @@ _INSERT_JOBS = (
     )
     # A submit is repeated with the same id when the answer to its commit was lost.
     .on_conflict_do_nothing(index_elements=[JOBS.c.id])
-    .returning(JOBS.c.id, JOBS.c.created_at)
+    .returning(JOBS.c.id, JOBS.c.created_at, IS_HEARD.label("is_heard"))
 )
 _BORN = select(JOBS.c.id, JOBS.c.created_at).where(
     JOBS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid(), dimensions=1)))
@@ -150,11 +152,20 @@ _INSERT_BIRTHS = insert(EVENTS).from_select(
     ),
     include_defaults=False,
 )
-# Whatever is written beside the jobs, in one statement.
-_BOOKED = _INSERT_BIRTHS.add_cte(
-    accounts.INSERT_ENTRIES.cte("entries_written"),
-    accounts.BOOK_ACCEPTED.cte("accounts_written"),
-)
+
+
+@lru_cache
+def _births_with(*, are_booked: bool, are_told: bool) -> Executable:
+    """Write whatever goes beside the jobs in one statement."""
+    written = _INSERT_BIRTHS
+    if are_booked:
+        written = written.add_cte(
+            accounts.INSERT_ENTRIES.cte("entries_written"),
+            accounts.BOOK_ACCEPTED.cte("accounts_written"),
+        )
+    if are_told:
+        written = written.add_cte(outbox.INSERT_NOTICES.cte("notices_written"))
+    return written
 
 
 async def submit(
@@ -318,11 +329,13 @@ async def _insert(
     not_before = datetime.combine(first_day, time(), UTC)
     values: dict[str, Any] = {"deadline": deadline, "not_before": not_before}
     values |= arrays(map(_row, jobs), _NEW_COLUMNS, alias="new")
-    born = {row.id: row.created_at for row in await conn.execute(_INSERT_JOBS, values)}
+    rows = (await conn.execute(_INSERT_JOBS, values)).all()
+    born = {row.id: row.created_at for row in rows}
+    heard = {row.id for row in rows if row.is_heard}
     # One row each, also when a submit was repeated within the batch.
     fresh = list({job.id: job for job in jobs if job.id in born}.values())
     if fresh:
-        await _book(conn, fresh, deadline, born)
+        await _book(conn, fresh, deadline, born, heard)
     if repeated := [job.id for job in jobs if job.id not in born]:
         born |= await _find_born(conn, repeated)
     return born
@@ -333,8 +346,12 @@ async def _book(
     jobs: Sequence[NewJob],
     deadline: timedelta,
     born: Mapping[UUID, datetime],
+    heard: Collection[UUID],
 ) -> None:
-    """Write the jobs' first events, what they hold of the budgets, and the keys they came with."""
+    """Write the jobs' first events, what they hold of the budgets, and the keys they came with.
+
+    Those among `heard` are told of.
+    """
     births = [
         {
             "job_id": job.id,
@@ -357,7 +374,11 @@ async def _book(
         ]
         values |= arrays(entries, accounts.ENTRY_COLUMNS, alias="entry")
         values |= arrays(booked, accounts.ACCEPTED_COLUMNS, alias="accepted")
-    await conn.execute(_BOOKED if booked else _INSERT_BIRTHS, values)
+    told = [outbox.birth_notice(job, born[job.id]) for job in jobs if job.id in heard]
+    if told:
+        values |= arrays(told, outbox.COLUMNS, alias="notice")
+    births_written = _births_with(are_booked=bool(booked), are_told=bool(told))
+    await conn.execute(births_written, values)
     made = [(job.place, job.once, job.id) for job in jobs if job.place and job.once]
     if made:
         await repeats.record(conn, made, born[jobs[0].id])

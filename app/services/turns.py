@@ -117,11 +117,15 @@ _TAKE_TURNS = _insert_turns.on_conflict_do_update(
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What was started; the jobs that ended instead; whether more are waiting."""
+    """What was started; the jobs that ended instead; whether more are waiting.
+
+    `are_told`: webhooks are to tell of some.
+    """
 
     claims: Sequence[Claim]
     ended: Sequence[JobState]
     has_more: bool
+    are_told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ async def start(
     claims: list[Claim] = []
     ended: list[JobState] = []
     passed: list[UUID] = []
-    has_more = True
+    has_more, are_told = True, False
     for _ in range(ROUNDS):
         wanted = limit - len(claims)
         # One more than may start tells whether somebody is left waiting.
@@ -162,11 +166,12 @@ async def start(
         await _take_turns(conn, picks, started)
         claims += claimed.claims
         ended += claimed.ended
+        are_told |= claimed.are_told
         passed += ids
         # What ended meanwhile has locked accounts; they are to be had in one order only.
         if len(claims) == limit or not has_more or claimed.ended:
             break
-    return Started(claims, ended, has_more)
+    return Started(claims, ended, has_more, are_told)
 
 
 async def _pick(

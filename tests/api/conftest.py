@@ -55,8 +55,15 @@ async def shared_sandbox() -> AsyncIterator[Sandbox]:
 
 
 @pytest.fixture(scope="module")
+def shared_changes() -> dict[str, Any]:
+    """What the settings of `shared` have besides; for modules to override."""
+    return {}
+
+
+@pytest.fixture(scope="module")
 async def shared(
     shared_sandbox: Sandbox,
+    shared_changes: dict[str, Any],
     database_server: DatabaseServer,
     template_database: str,
     valkey: Valkey,
@@ -73,7 +80,7 @@ async def shared(
         storage_path=folder / "media",
         log_dir=folder / "logs",
         log_format="json",
-        **buying_from(shared_sandbox),
+        **buying_from(shared_sandbox) | shared_changes,
     )
     async with served(settings) as api:
         yield api
@@ -86,7 +93,8 @@ async def emptied(api: Api, sandbox: Sandbox) -> Api:
     runtime = api.app.state.runtime
     async with runtime.database.begin() as conn:
         await conn.exec_driver_sql(
-            "TRUNCATE jobs, api_keys, owners, submissions, uploads, ledger_entries CASCADE"
+            "TRUNCATE jobs, api_keys, owners, submissions, uploads, ledger_entries,"
+            " endpoints, notifications CASCADE"
         )
         await conn.exec_driver_sql("DELETE FROM accounts WHERE name <> 'service'")
     await runtime.redis.flushall()

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.api.connection import BoundedConnection
 from app.core.config import Settings, get_settings
-from app.models import key_schemas, money_schemas, schemas
+from app.models import key_schemas, money_schemas, schemas, webhook_schemas
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
@@ -76,6 +76,23 @@ _BODIES: Mapping[tuple[str, str, int], type[BaseModel]] = {
     ("GET", "/usage", 200): money_schemas.Usage,
     ("POST", "/uploads", 201): schemas.Upload,
     ("GET", "/uploads/{upload_id}", 200): schemas.Upload,
+    ("POST", "/webhooks", 201): webhook_schemas.NewEndpoint,
+    ("GET", "/webhooks", 200): webhook_schemas.EndpointPage,
+    ("GET", "/webhooks/secret", 200): webhook_schemas.Secrets,
+    ("GET", "/webhooks/deliveries", 200): webhook_schemas.DeliveryPage,
+    ("GET", "/webhooks/deliveries/{delivery_id}", 200): webhook_schemas.Delivery,
+    (
+        "POST",
+        "/webhooks/deliveries/{delivery_id}/redeliver",
+        202,
+    ): webhook_schemas.Delivery,
+    ("GET", "/webhooks/{endpoint_id}", 200): webhook_schemas.Endpoint,
+    ("PATCH", "/webhooks/{endpoint_id}", 200): webhook_schemas.Endpoint,
+    ("GET", "/webhooks/{endpoint_id}/secret", 200): webhook_schemas.Secrets,
+    ("POST", "/webhooks/{endpoint_id}/rotate", 200): webhook_schemas.NewEndpoint,
+    ("POST", "/webhooks/{endpoint_id}/test", 200): webhook_schemas.Delivery,
+    ("POST", "/webhooks/{endpoint_id}/test", 202): webhook_schemas.Delivery,
+    ("POST", "/webhooks/{endpoint_id}/redeliver", 202): webhook_schemas.Redelivered,
     ("GET", "/health", 200): schemas.Health,
     ("GET", "/health", 503): schemas.Health,
     ("GET", "/health/ready", 200): schemas.Health,

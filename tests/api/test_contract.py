@@ -17,6 +17,7 @@ from tests.api.served import Api, check_problem
 
 PROMPT = "a mill by the river"
 PAGE = "https://gallery.example"
+VERBS = ("secret", "rotate", "test", "redeliver")  # of an endpoint
 
 
 @pytest.fixture
@@ -63,6 +64,11 @@ async def test_every_route_is_described(api: Api) -> None:
         *("/api/v1/keys", "/api/v1/keys/{key_id}", "/api/v1/audit"),
         "/api/v1/usage",
         *("/api/v1/uploads", "/api/v1/uploads/{upload_id}"),
+        *("/api/v1/webhooks", "/api/v1/webhooks/{endpoint_id}"),
+        *(f"/api/v1/webhooks/{{endpoint_id}}/{verb}" for verb in VERBS),
+        *("/api/v1/webhooks/secret", "/api/v1/webhooks/deliveries"),
+        "/api/v1/webhooks/deliveries/{delivery_id}",
+        "/api/v1/webhooks/deliveries/{delivery_id}/redeliver",
     }
 
 

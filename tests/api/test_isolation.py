@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -12,7 +13,8 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import event, select
 
-from app.services.job_records import UPLOADS
+from app.services.job_records import ENDPOINTS, UPLOADS
+from app.services.outbox import NOTIFICATIONS
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
 from tests.api.keyed import KEYS_ON, People, keyed
@@ -154,8 +156,12 @@ async def test_no_route_tells_anything_of_another_owner(people: People) -> None:
     assert await snapshot(people, hers) == before
 
 
-async def test_the_questions_are_about_what_exists(people: People) -> None:
+async def test_the_questions_are_about_what_exists(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alice herself is answered; so the test above could fail."""
+    # There is no worker here that a test of an endpoint could be waited for.
+    monkeypatch.setattr("app.api.webhooks.TEST_PATIENCE", timedelta(0))
     hers = await settle_in(people)
     first = dict(next(hers.values())[0]) | {"<job>": str(hers.jobs["completed"])}
     for name, path, ask in asks(people):
@@ -172,7 +178,7 @@ def statements(people: People) -> Iterator[list[str]]:
     found: list[str] = []
 
     def note(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if re.search(r"\b(jobs|assets|uploads)\b", statement):
+        if re.search(r"\b(jobs|assets|uploads|endpoints|notifications)\b", statement):
             found.append(statement)
 
     event.listen(engine, "before_cursor_execute", note)
@@ -190,6 +196,11 @@ async def snapshot(people: People, hers: Belongings) -> Mapping[str, Any]:
     async with runtime.database.connect() as conn:
         mine = select(UPLOADS).where(UPLOADS.c.owner == "alice")
         found["uploads"] = [tuple(row) for row in await conn.execute(mine)]
+        for table in (ENDPOINTS, NOTIFICATIONS):
+            hers_alone = select(table).where(table.c.owner == "alice")
+            rows = await conn.execute(hers_alone.order_by(table.c.id))
+            found[table.name] = [tuple(row) for row in rows]
+            assert found[table.name]
     assert len(found["uploads"]) == 1
     found["files"] = [await runtime.store.head(file) for file in hers.files]
     return found

@@ -21,6 +21,7 @@ EMPTY_WHEN_ALL_IS_WELL = {
     "mgs_claims_lost",
     "mgs_provider_breaker_opened",
     "mgs_provider_webhooks",
+    "mgs_webhook_deliveries",
     *("mgs_late_survivors", "mgs_unwanted_cancelled"),
     *("mgs_swept_pages", "mgs_swept_news"),
     *("mgs_rate_limited", "mgs_auth_failures"),

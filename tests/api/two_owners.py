@@ -25,6 +25,7 @@ from app.runtime import Runtime
 from app.services.job_records import UPLOADS, StoredOutput
 from app.services.media_store import StoredFile
 from tests.api.keyed import People
+from tests.support.hooks import Hooks
 from tests.support.jobs import FAILURE, JobTable, new_job
 
 PROMPT = "the secret garden behind the wall"
@@ -62,6 +63,8 @@ PLACES: Values = {
     "{key_id}": "<key>",
     "{upload_id}": "<upload>",
     "{attempt_id}": "<attempt>",
+    "{endpoint_id}": "<endpoint>",
+    "{delivery_id}": "<delivery>",
 }
 
 # Paths below the JSON API's prefix, where they have it.
@@ -131,6 +134,34 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
     "POST /uploads": (
         Ask(422, headers={"Content-Type": "image/png"}, content=b"no picture"),
     ),
+    "POST /webhooks": (
+        Ask(422, json={"url": "http://10.0.0.1/", "description": "<endpoint>"}),
+        Ask(422, json={"url": HOOK, "owner": "<owner>"}),
+    ),
+    "GET /webhooks": (Ask(200), Ask(200, {"cursor": "<cursor>"})),
+    "GET /webhooks/secret": OPEN,
+    "GET /webhooks/deliveries": (
+        Ask(200),
+        Ask(200, {"endpoint_id": "<endpoint>"}),
+        Ask(200, {"job_id": "<job>"}),
+        Ask(200, {"state": "pending"}),
+        Ask(200, {"cursor": "<cursor>"}),
+        Ask(200, {"cursor": "<delivery cursor>"}),
+    ),
+    "GET /webhooks/deliveries/{delivery_id}": HIDDEN,
+    "POST /webhooks/deliveries/{delivery_id}/redeliver": HIDDEN,
+    "GET /webhooks/{endpoint_id}": HIDDEN,
+    "GET /webhooks/{endpoint_id}/secret": HIDDEN,
+    "POST /webhooks/{endpoint_id}/rotate": HIDDEN,
+    "POST /webhooks/{endpoint_id}/test": HIDDEN,
+    "POST /webhooks/{endpoint_id}/redeliver": (
+        Ask(404, json={"since": "2026-01-01T00:00:00Z", "all": True}),
+    ),
+    "PATCH /webhooks/{endpoint_id}": (
+        Ask(404, json={"enabled": False}),
+        Ask(404, json={"url": HOOK, "enabled": True}),
+    ),
+    "DELETE /webhooks/{endpoint_id}": HIDDEN,
     "GET /uploads/{upload_id}": HIDDEN,
     "DELETE /uploads/{upload_id}": HIDDEN,
 }
@@ -138,7 +169,10 @@ RECIPES: Mapping[str, tuple[Ask, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Belongings:
-    """What alice has: one job in every state, files, an upload, keys; `marks` give it away."""
+    """What alice has: one job in every state, files, an upload, keys, an endpoint.
+
+    `marks` give it away.
+    """
 
     jobs: Mapping[str, UUID]
     files: tuple[str, ...]
@@ -147,6 +181,8 @@ class Belongings:
     token: str
     key: UUID
     signature: str
+    endpoint: UUID
+    delivery: UUID
     marks: frozenset[str]
 
     def values(self) -> Iterator[tuple[Values, Values]]:
@@ -166,6 +202,9 @@ class Belongings:
             "<upload>": str(self.upload),
             "<attempt>": str(self.attempt),
             "<token>": self.token,
+            "<endpoint>": str(self.endpoint),
+            "<delivery>": str(self.delivery),
+            "<delivery cursor>": write_cursor(self.delivery),
             "<once>": KEY,
             "<key>": str(self.key),
             "<owner>": "alice",
@@ -186,6 +225,9 @@ class Belongings:
             "<upload>": str(_neighbour(self.upload)),
             "<attempt>": str(_neighbour(self.attempt)),
             "<token>": self.token[::-1],
+            "<endpoint>": str(_neighbour(self.endpoint)),
+            "<delivery>": str(_neighbour(self.delivery)),
+            "<delivery cursor>": write_cursor(_neighbour(self.delivery)),
             "<once>": KEY.replace("garden", "garage"),
             "<key>": str(_neighbour(self.key)),
             "<owner>": "alize",
@@ -299,12 +341,18 @@ async def settle_in(people: People) -> Belongings:
     other = await keep(runtime, drawing(3))
     await completed_job(jobs, other, owner="bob", is_public=False)
 
+    hooks = Hooks(runtime.database)
+    endpoint = await hooks.register(HOOK, owner="alice")
+    delivery = await hooks.test(endpoint)
+
     for status, job_id in found.items():
         assert (await jobs.row(job_id)).status == status
     attempt = (await jobs.attempts(found["processing"]))[0]
     link = runtime.links.now().path(picture.key, is_public=False)
     marks = {PROMPT, HOOK, NOTE, HANDLE, attempt.token, str(attempt.id), "alice"}
     marks |= {str(one) for one in found.values()} | {str(upload_id)}
+    marks |= {str(endpoint.id), str(delivery), delivery.hex, endpoint.secret}
+    marks |= {runtime.owner_secrets.of("alice")[0]}
     marks |= {picture.sha256, came_in.sha256, str(people.keys["alice"].key_id)}
     return Belongings(
         jobs=found,
@@ -314,5 +362,7 @@ async def settle_in(people: People) -> Belongings:
         token=attempt.token,
         key=people.keys["alice"].key_id,
         signature=link.rpartition("=")[2],
+        endpoint=endpoint.id,
+        delivery=delivery,
         marks=frozenset(marks),
     )

@@ -27,6 +27,7 @@ from tests.api.conftest import (  # noqa: F401 - fixtures of these tests, too
     sandbox,
     serve,
     shared,
+    shared_changes,
     shared_sandbox,
     worker,
 )

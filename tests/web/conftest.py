@@ -15,6 +15,7 @@ from tests.api.conftest import (  # noqa: F401 - fixtures of these tests, too
     sandbox,
     serve,
     shared,
+    shared_changes,
     shared_sandbox,
 )
 from tests.api.keyed import ADMIN_KEY, METRICS_TOKEN, People, keyed
