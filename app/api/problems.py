@@ -195,6 +195,13 @@ def look_up(error: errors.ServiceError) -> tuple[int, str]:
     )
 
 
+def wait_of(error: errors.ServiceError) -> timedelta | None:
+    """Say how long to wait before trying again; None when waiting does not help."""
+    if isinstance(error, errors.Unavailable):
+        return error.retry_after or _SOON
+    return error.retry_after
+
+
 def note(request: Request, error: errors.ServiceError) -> None:
     """Have it known, in counters and log, that a request was answered with the error."""
     if isinstance(error, errors.OverLimit):
@@ -208,9 +215,6 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
     status, title = look_up(error)
     note(request, error)
     field = error.field if isinstance(error, errors.InvalidRequest) else None
-    retry_after = error.retry_after
-    if isinstance(error, errors.Unavailable):
-        retry_after = retry_after or _SOON
     return problem(
         request,
         status,
@@ -220,7 +224,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         retryable=error.retryable,
         param=field,
         fields=fields_of(error),
-        retry_after=retry_after,
+        retry_after=wait_of(error),
         budget=error.facts if isinstance(error, errors.BudgetExceeded) else None,
         headers=_headers_of(error),
     )

@@ -51,6 +51,7 @@ from app.web.draft import (
     Picture,
     Problems,
     Wrong,
+    first_of,
     problems_of,
     read_draft,
     requests_of,
@@ -263,9 +264,10 @@ async def estimate(request: Request) -> Response:
         jobs = [await sketch(request, one) for one in _requests(request, form)]
         found = await foresee(runtime, *jobs)
     except Wrong as error:
-        return _estimated(request, problem=_first(error.problems))
+        return _estimated(request, problem=first_of(error.problems, form.fields))
     except InvalidRequest as error:
-        return _estimated(request, problem=_first(problems_of(error, form.fields)))
+        told = problems_of(error, form.fields)
+        return _estimated(request, problem=first_of(told, form.fields))
     except (Forbidden, OverLimit, BudgetExceeded, Unavailable) as error:
         return _estimated(request, problem=str(error))
     return _estimated(request, found=found, jobs=len(jobs), cost=_total(runtime, jobs))
@@ -282,10 +284,6 @@ def _estimated(
     return fragment(
         request, "estimate.html", problem=problem, found=found, jobs=jobs, cost=cost
     )
-
-
-def _first(found: Problems) -> str:
-    return next(iter(found.values()))
 
 
 def _total(runtime: Runtime, jobs: Sequence[NewJob]) -> tuple[Decimal, Decimal] | None:

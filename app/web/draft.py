@@ -31,6 +31,10 @@ MOST_COPIES: Final = 10
 MOST_JOBS: Final = 50  # made by one press of the button
 
 _COMMON_SIZES: Final = ("width", "height")
+# Which model it is stands in the form.
+_OF_THE_MODEL: Final = re.compile(
+    r"(?: for [\w.-]+/[\w.:-]+| \([\w.-]+/[\w.:-]+\))\.$", re.ASCII
+)
 _ONCE: Final = re.compile(r"[\w-]{16,64}", re.ASCII)
 
 Problems = Mapping[str, str]
@@ -148,6 +152,14 @@ def problems_of(error: ServiceError, fields: Sequence[Field]) -> dict[str, str]:
     return found or {"": str(error)}
 
 
+def first_of(problems: Problems, fields: Sequence[Field]) -> str:
+    """Say one of the problems where its field is not to be seen."""
+    name, text = next(iter(problems.items()))
+    labels = {INPUT + one.name: one.label for one in fields}
+    labels |= {"model": "Model", "prompt": "Prompt", "copies": "How many times"}
+    return f"{labels[name]}: {text[:1].lower()}{text[1:]}" if name in labels else text
+
+
 def _field_at(pointer: str, fields: Sequence[Field]) -> str:
     steps = pointer.strip("/").split("/")
     names = {one.name for one in fields}
@@ -162,7 +174,7 @@ def _field_at(pointer: str, fields: Sequence[Field]) -> str:
 
 def _for_people(text: str, name: str) -> str:
     """Say it without the words of the API; beside its field, nobody needs the field's name."""
-    text = text.replace("parameters.", "")
+    text = _OF_THE_MODEL.sub(".", text.replace("parameters.", ""))
     own = name.removeprefix(INPUT)
     if name and text.startswith(f"{own} "):
         text = text.removeprefix(f"{own} ")

@@ -21,14 +21,18 @@ from app.web.sessions import Sessions
 TOKEN_FIELD: Final = "csrf_token"
 TOKEN_HEADER: Final = "x-csrf-token"
 
-_MOST_FIELDS: Final = 400
+_MOST_FIELDS: Final = 200
+_LONGEST_FIELD: Final = 64 * 1024  # bytes
+_FULL_FILES: Final = (
+    5  # of the largest size, in one form: they lie on the disk meanwhile
+)
 _FORMS: Final = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes_files(*, most: int) -> Callable[[F], F]:
-    """Say that a form may bring so many files, each of MAX_UPLOAD_BYTES at most."""
+    """Say that a form may bring so many files; together, five times MAX_UPLOAD_BYTES."""
 
     def mark(endpoint: F) -> F:
         endpoint.__dict__["most_files"] = most
@@ -96,21 +100,34 @@ async def _read_form(request: Request, most_files: int) -> FormData:
         if not request.headers.get("content-length", "0").strip("0"):
             return FormData()  # a button of htmx with nothing to say
         raise HTTPException(415, "Send a form.")
-    runtime: Runtime = request.app.state.runtime
-    most = BODY_LIMIT + most_files * runtime.uploads.max_bytes
+    most = BODY_LIMIT
+    if kind == "multipart/form-data" and most_files:
+        runtime: Runtime = request.app.state.runtime
+        most += min(most_files, _FULL_FILES) * runtime.uploads.max_bytes
     async with aclosing(_bounded(request, most)) as chunks:
         try:
-            if kind == _FORMS[0]:
-                return await FormParser(request.headers, chunks).parse()
-            return await MultiPartParser(
-                request.headers,
-                chunks,
-                max_files=most_files,
-                max_fields=_MOST_FIELDS,
-                max_part_size=BODY_LIMIT,
-            ).parse()
+            return await _parser(request, kind, chunks, most_files).parse()
         except MultiPartException as error:
             raise HTTPException(400, "The form is malformed.") from error
+
+
+def _parser(
+    request: Request, kind: str, chunks: AsyncGenerator[bytes, None], most_files: int
+) -> FormParser | MultiPartParser:
+    if kind == "multipart/form-data":
+        return MultiPartParser(
+            request.headers,
+            chunks,
+            max_files=most_files,
+            max_fields=_MOST_FIELDS,
+            max_part_size=_LONGEST_FIELD,
+        )
+    return FormParser(
+        request.headers,
+        chunks,
+        max_fields=_MOST_FIELDS,
+        max_part_size=_LONGEST_FIELD,
+    )
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:

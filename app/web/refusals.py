@@ -30,7 +30,9 @@ def refuse(request: Request, error: ServiceError) -> Response:
     """Answer one of our own errors."""
     problems.note(request, error)
     status, title = problems.look_up(error)
-    return _tell(request, status, title, str(error), retry_after=error.retry_after)
+    return _tell(
+        request, status, title, str(error), retry_after=problems.wait_of(error)
+    )
 
 
 def refuse_parameter(request: Request, error: RequestValidationError) -> Response:

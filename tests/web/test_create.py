@@ -213,7 +213,7 @@ async def test_sizes_and_counts_are_said_as_the_model_wants_them(
         ({"copies": "0"}, "copies", "A whole number from 1 to 10."),
         ({"copies": "²"}, "copies", "A whole number from 1 to 10."),
         ({"p.num_outputs": "many"}, "p-num_outputs", "Must be a whole number|a number"),
-        ({"p.num_outputs": "5"}, "p-num_outputs", "between 1 and 4"),
+        ({"p.num_outputs": "5"}, "p-num_outputs", "^Must be between 1 and 4.$"),
         ({"p.num_outputs": "99"}, "p-num_outputs", "less than or equal to 16"),
         ({"p.num_inference_steps": "9"}, "p-num_inference_steps", "between 1 and 4"),
         ({"p.aspect_ratio": "7:1"}, "p-aspect_ratio", "must be one of"),
@@ -362,6 +362,7 @@ async def test_the_price_is_told_before_and_refused_as_the_jobs_would_be(
     for refused in (over, wrong):
         assert refused.status_code == 200 and "estimate-no" in refused.text
     assert "budget per day has" in html.unescape(over.text)
+    assert "Seed: must be a number" in wrong.text
     assert await jobs(priced.api) == []
 
     page = await priced.post("/ui/jobs", sent | {"copies": "4", "prompt": "a harbour"})

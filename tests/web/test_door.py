@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from app.core.links import derived_key
 from app.services.gatekeeper import CONFIGURED
@@ -19,6 +20,7 @@ from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
 from tests.api.keyed import ADMIN_KEY, METRICS_TOKEN, People
 from tests.api.served import TOKEN, Api
+from tests.support.object_store import BUCKET, aws_environment
 from tests.support.waiting import wait_for_async
 from tests.web.browsing import Browsing, browsing
 
@@ -352,10 +354,12 @@ async def test_without_keys_forms_are_bound_to_the_browser(shared: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
-        (b"x" * 300_000, "application/x-www-form-urlencoded", 413),
+        ((b"a=" + b"x" * 60_000 + b"&") * 5, "application/x-www-form-urlencoded", 413),
         (b"{}", "application/json", 415),
         (b"--b\r\nno-colon\r\n\r\n", "multipart/form-data; boundary=b", 400),
         (b"", "multipart/form-data", 400),
+        (b"a=1&" * 201, "application/x-www-form-urlencoded", 400),
+        (b"a=" + b"1" * 70_000, "application/x-www-form-urlencoded", 400),
     ],
 )
 async def test_what_is_no_form_is_refused_in_a_page(
@@ -407,3 +411,30 @@ async def test_a_crash_is_a_page_that_tells_nothing(shared: Api) -> None:
     assert answer.status_code == 500
     assert "Something went wrong on our side" in answer.text
     assert "secret mistake" not in answer.text
+
+
+async def test_without_the_database_a_page_says_when_to_come_again(
+    serve: Serve, sandbox: Sandbox
+) -> None:
+    nobody = SecretStr("postgresql://nobody@127.0.0.1:9/none")
+    api: Api = await serve(sandbox, database_url=nobody)
+    async with browsing(api) as browser:
+        answer = await browser.get("/")
+
+    assert answer.status_code == 503
+    assert "Temporarily unavailable" in answer.text
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_pictures_of_a_bucket_may_be_shown_and_nothing_else_of_it(
+    serve: Serve, sandbox: Sandbox
+) -> None:
+    with aws_environment("http://127.0.0.1:9"):
+        api: Api = await serve(sandbox, storage_url=f"s3://{BUCKET}/media")
+    async with httpx.AsyncClient(base_url=api.origin) as client:
+        answer = await client.get("/", headers={"Accept": "text/html"})
+
+    policy = answer.headers["content-security-policy"]
+    assert answer.status_code == 200
+    assert "img-src 'self' data: http://127.0.0.1:9; " in policy
+    assert policy.count("127.0.0.1:9") == 1
