@@ -20,7 +20,6 @@ from tests.api.test_webhooks import (  # noqa: F401
     finished_job,
     receiver,
     register,
-    running,
     shared_changes,
 )
 from tests.contracts.scripted_server import ScriptedServer

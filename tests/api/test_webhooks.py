@@ -41,19 +41,15 @@ def shared_changes(receiver: ScriptedServer) -> dict[str, Any]:
     return {"outbound_hosts": (f"127.0.0.1:{receiver.port}",)}
 
 
-@pytest.fixture(scope="module")
-async def running(shared: Api) -> AsyncIterator[None]:
-    """A worker for all tests of the module."""
-    async with working(shared.settings):
-        yield
-
-
 @pytest.fixture
 async def api(
-    shared: Api, shared_sandbox: Sandbox, running: None, receiver: ScriptedServer
-) -> Api:
+    shared: Api, shared_sandbox: Sandbox, receiver: ScriptedServer
+) -> AsyncIterator[Api]:
+    """The shared API, emptied, and then a worker."""
     receiver.will(OK)
-    return await emptied(shared, shared_sandbox)
+    api = await emptied(shared, shared_sandbox)
+    async with working(api.settings):
+        yield api
 
 
 @pytest.fixture
@@ -484,7 +480,7 @@ async def test_webhooks_are_counted(api: Api, receiver: ScriptedServer) -> None:
             for outcome in ("delivered", "retried")
         ]
         depth = value(found, "mgs_webhook_queue_depth")
-        return counted == [1, 1] and depth == 1
+        return counted[0] == 1 and counted[1] >= 1 and depth == 1
 
     await wait_for_async(are, within=20, what="the figures", every=0.2)
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import text
+from sqlalchemy import func, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -24,11 +24,13 @@ from app.services import courier as couriers
 from app.services import job_service, notifications
 from app.services.courier import EACH, Courier
 from app.services.housekeeping import ForgetNotifications
+from app.services.job_records import ENDPOINTS
 from app.services.ledger import Ledger
 from app.services.letters import LONGEST_BODY, Letters, OwnerSecrets
 from app.services.media_links import MediaLinks
 from app.services.notifications import Dispatch, Receiver, share_out
 from app.services.outbound import Outbound
+from app.services.outbox import NOTIFICATIONS
 from tests.contracts.scripted_server import (
     Reaction,
     ScriptedServer,
@@ -308,12 +310,19 @@ async def test_an_endpoint_that_failed_for_days_is_switched_off(
 
     async with run():
         await tried(hooks, 1)
-        await hooks.age(timedelta(days=3))
-        async with hooks.engine.begin() as conn:
-            oldest = "(SELECT id FROM notifications ORDER BY created_at LIMIT 1)"
+        first, second = await hooks.written()
+        async with hooks.engine.begin() as conn:  # three days later
             await conn.execute(
-                text(f"UPDATE notifications SET attempts = 10 WHERE id = {oldest}")
+                update(ENDPOINTS).values(
+                    failing_since=ENDPOINTS.c.failing_since - timedelta(days=3)
+                )
             )
+            for row, changes in (
+                (first, {"attempts": 10, "due_at": func.now()}),
+                (second, {"due_at": func.now() + timedelta(hours=1)}),
+            ):
+                this = update(NOTIFICATIONS).where(NOTIFICATIONS.c.id == row.id)
+                await conn.execute(this.values(changes))
         await settled(hooks, failed=1, dropped=1)
 
     found = await hooks.endpoint(endpoint.id)
