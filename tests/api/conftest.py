@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -82,7 +83,7 @@ async def shared(
 
 
 async def emptied(api: Api, sandbox: Sandbox) -> Api:
-    """Give the shared API as if nobody had used it: no jobs, no bells, no purchases."""
+    """Give the shared API as if nobody had used it: no jobs, files, bells or purchases."""
     runtime = api.app.state.runtime
     async with runtime.database.begin() as conn:
         await conn.exec_driver_sql(
@@ -90,6 +91,8 @@ async def emptied(api: Api, sandbox: Sandbox) -> Api:
         )
         await conn.exec_driver_sql("DELETE FROM accounts WHERE name <> 'service'")
     await runtime.redis.flushall()
+    for folder in api.settings.storage_path.glob("??"):
+        shutil.rmtree(folder)
     async with httpx.AsyncClient(verify=False) as client:
         await client.post(f"{sandbox.url}/sandbox/reset")
     return api
