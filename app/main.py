@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import structlog
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
@@ -35,14 +33,21 @@ from app.core.config import Settings, get_settings
 from app.core.stopping import told_by_signals
 from app.core.telemetry import configure_logging
 from app.models import key_schemas, schemas
-from app.runtime import open_runtime, prices_of, settle_memory
+from app.runtime import (
+    open_runtime,
+    prices_of,
+    settle_memory,
+    signing_keys_of,
+)
+from app.web import create, refusals, session
+from app.web.door import prepare
+from app.web.sessions import Sessions
+from app.web.static_files import PREFIX, STATIC, VersionedFiles
 
 if sys.platform != "win32":  # where the server has its fast parser
     from app.api.connection import bound_connections
 
 log = structlog.get_logger("app.main")
-
-STATIC = Path(__file__).parent / "static"
 
 REF = "#/components/schemas/{model}"
 REF_PROBLEM = REF.format(model="Problem")
@@ -101,8 +106,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(ops.probes_router, prefix=settings.api_v1_prefix)
     app.include_router(ops.metrics_router)
     app.include_router(media.router)
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount(PREFIX, VersionedFiles(directory=STATIC), name="static")
     app.include_router(documentation.router)
+    app.include_router(documentation.machines)
+    for pages in (create, session):
+        app.include_router(pages.router)
+    app.state.sessions = Sessions(signing_keys_of(settings))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -116,6 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     _wrap(app, safe_headers(settings.public_base_url))
     problems.install(app)
+    refusals.install(app, prepare)
     _describe_bodies(app)
     return app
 

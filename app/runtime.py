@@ -125,13 +125,17 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(retry=retry)
 
 
+def signing_keys_of(settings: Settings) -> list[bytes]:
+    """Give the keys that sign what we hand out: the first one signs, all are believed."""
+    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
+    return keys or [derived_key(settings.replicate_api_token.get_secret_value())]
+
+
 def links_of(settings: Settings) -> MediaLinks:
     """Give what makes and checks the addresses of files; the same in every process."""
-    keys = [key.get_secret_value().encode() for key in settings.media_signing_keys]
-    if not keys:
-        keys = [derived_key(settings.replicate_api_token.get_secret_value())]
+    lifetime = timedelta(seconds=settings.media_link_seconds)
     return MediaLinks(
-        LinkSigner(keys, timedelta(seconds=settings.media_link_seconds)),
+        LinkSigner(signing_keys_of(settings), lifetime),
         public_base_url=settings.public_base_url,
         is_guarded=settings.demands_keys,
     )

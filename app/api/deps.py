@@ -83,10 +83,15 @@ async def parse_body(request: Request, kind: type[B]) -> B:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-        fields = [_explain(detail, kind) for detail in details]
-        first = details[0]["loc"]
-        raise InvalidBody(fields, str(first[0]) if first else None) from None
+        raise explained(error, kind) from None
+
+
+def explained(error: ValidationError, kind: type[BaseModel]) -> InvalidBody:
+    """Say what is wrong with a body, field by field, in words that help."""
+    details = error.errors(include_url=False, include_input=False)
+    fields = [_explain(detail, kind) for detail in details]
+    first = details[0]["loc"]
+    return InvalidBody(fields, str(first[0]) if first else None)
 
 
 def _explain(detail: ErrorDetails, kind: type[BaseModel]) -> tuple[str, str]:

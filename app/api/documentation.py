@@ -16,12 +16,30 @@ from typing import Final
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.routing import Match
+from starlette.types import Scope
 
 from app.api.safe_headers import CSP
 
 FILES: Final = "/docs-files"  # where the packaged scripts are mounted
 
 router = APIRouter(include_in_schema=False)
+
+
+class _ForMachines(APIRoute):
+    """A route that leaves browsers to the page at the same address."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Fit requests of those who do not ask for a page."""
+        accepted = Headers(scope=scope).get("accept", "")
+        if "text/html" in accepted:
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+machines = APIRouter(include_in_schema=False, route_class=_ForMachines)
 
 # Styles the packaged ReDoc writes into the page as it starts: sheets it fills by script,
 # empty at first, and one with text.  After an upgrade look at what a browser's console says.
@@ -32,9 +50,9 @@ _REDOC_STYLES: Final = (
 _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-@router.get("/")
+@machines.get("/")
 async def welcome() -> RedirectResponse:
-    """Lead a visitor to the documentation."""
+    """Lead a program to the documentation."""
     return RedirectResponse("/docs")
 
 

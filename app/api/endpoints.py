@@ -7,7 +7,7 @@ be lost.  Bodies are built by `views`, whose shape `models/schemas.py` documents
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -32,10 +32,13 @@ from app.api.guard import GuardedRoute, admit_again, caller_of, needs
 from app.api.intake import (
     ONCE_PATTERN,
     accept,
+    compose,
     estimate,
     new_job,
+    not_yet,
     once_of,
     replayed,
+    sketch,
 )
 from app.api.problems import documented
 from app.api.views import (
@@ -51,16 +54,14 @@ from app.core.stopping import pause
 from app.domain.access import Scope
 from app.domain.errors import Conflict, Forbidden
 from app.domain.events import CancelRequested
-from app.domain.generation import JSON, GenerationRequest
+from app.domain.generation import GenerationRequest
 from app.domain.state import Status
 from app.models import schemas
 from app.runtime import Runtime
 from app.services import job_search, job_service
 from app.services.job_queries import JobFilter, JobRecord
-from app.services.job_records import PRIORITIES
 from app.services.job_service import Change
 from app.services.media_links import Addresses
-from app.services.translation import CommonRequest
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -129,61 +130,10 @@ async def generate(
     wanted = await parse_body(request, schemas.GenerateRequest)
     once = once_of(request, "generate", wanted)
     if dry_run:
-        once = None  # read all the same: a wrong one is told
+        return await estimate(runtime, await sketch(request, wanted))
     if once and (repeat := await replayed(runtime, caller.owner, once)):
         return repeat
-    prepared = await runtime.catalogue.prepare(_common(runtime, wanted))
-    if wanted.webhook_url is not None:
-        await runtime.outbound.examine(wanted.webhook_url, field="webhook_url")
-    uploads: Mapping[str, JSON] = {}
-    if not dry_run:
-        resolved = await runtime.inputs.resolve(caller.owner, prepared)
-        prepared, uploads = resolved.prepared, resolved.uploads
-        await admit_again(request)  # fetching may have taken its time
-    job = new_job(
-        request,
-        GenerationRequest(prepared.model, prepared.input),
-        num_outputs=prepared.num_outputs,
-        prompt=wanted.prompt,
-        priority=PRIORITIES[wanted.priority],
-        metadata=wanted.metadata,
-        webhook_url=wanted.webhook_url,
-        warnings=prepared.warnings + _not_yet(wanted.webhook_url),
-        uploads=uploads,
-        once=once,
-        owner=caller.owner,
-        is_public=_is_public(runtime, wanted.visibility),
-    )
-    return await (estimate if dry_run else accept)(runtime, job)
-
-
-def _common(runtime: Runtime, wanted: schemas.GenerateRequest) -> CommonRequest:
-    return CommonRequest(
-        model=wanted.model or runtime.settings.default_model,
-        prompt=wanted.prompt,
-        negative_prompt=wanted.negative_prompt,
-        width=wanted.width,
-        height=wanted.height,
-        aspect_ratio=wanted.aspect_ratio,
-        num_outputs=wanted.num_outputs,
-        seed=wanted.seed,
-        output_format=wanted.output_format,
-        parameters=wanted.parameters,
-    )
-
-
-def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> bool:
-    """Private is what a caller with a key expects; without keys it could not be kept."""
-    if visibility is None:
-        return not runtime.settings.demands_keys
-    return visibility == "public"
-
-
-def _not_yet(webhook_url: str | None) -> tuple[str, ...]:
-    """Say what is taken down and not acted upon."""
-    if webhook_url is None:
-        return ()
-    return ("webhook_url is kept but not called yet: read the job's status instead.",)
+    return await accept(runtime, await compose(request, wanted, once))
 
 
 @router.get(
@@ -404,7 +354,7 @@ async def retry(request: Request, job_id: Id) -> Response:
         metadata=old.metadata,
         webhook_url=old.webhook_url,
         retry_of=old.id,
-        warnings=_not_yet(old.webhook_url),
+        warnings=not_yet(old.webhook_url),
         uploads=old.uploads,
         once=once,
         owner=old.owner,

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
 from app.api.deps import promptly, runtime_of
-from app.api.guard import caller_of
+from app.api.guard import admit_again, caller_of
 from app.api.problems import BadParameter
 from app.api.views import etag_of, newborn_body, respond
 from app.core.crashpoints import Point, reach
@@ -23,10 +24,13 @@ from app.domain.admission import ban, plain
 from app.domain.errors import Conflict, NotFound, ServiceError
 from app.domain.generation import JSON, GenerationRequest
 from app.domain.pricing import CostRange
+from app.models import schemas
 from app.runtime import Runtime
 from app.services import job_queries
+from app.services.job_records import PRIORITIES
 from app.services.repeats import Kind, Once
-from app.services.submission import NewJob
+from app.services.submission import Birth, NewJob
+from app.services.translation import CommonRequest, PreparedInput
 
 # draft-ietf-httpapi-idempotency-key-header-07: a string of RFC 9651; bare keys are common too.
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"', re.ASCII)
@@ -126,6 +130,94 @@ async def _birth_warnings(runtime: Runtime, job_id: UUID) -> tuple[str, ...]:
         return await job_queries.birth_warnings(conn, job_id)
 
 
+def once_by(key: str, operation: str, asked: BaseModel) -> Once:
+    """Make an equal request with this key once: another one with it is a request of its own."""
+    fingerprint = _fingerprint(operation, asked)
+    return Once(f"{operation}:{key}:{fingerprint}", fingerprint)
+
+
+# ------------------------------------------------------------------- from a request to a job
+
+
+async def compose(
+    request: Request, wanted: schemas.GenerateRequest, once: Once | None
+) -> NewJob:
+    """Make the job that is asked for, ready to be accepted: its files are fetched and kept.
+
+    Raise what forbids it, as far as that can be known of the request alone.
+    """
+    runtime, caller = runtime_of(request), caller_of(request)
+    prepared = await _prepare(runtime, wanted)
+    resolved = await runtime.inputs.resolve(caller.owner, prepared)
+    await admit_again(request)  # fetching may have taken its time
+    return _job_of(request, wanted, resolved.prepared, resolved.uploads, once)
+
+
+async def sketch(request: Request, wanted: schemas.GenerateRequest) -> NewJob:
+    """Make the job that is asked for, to be estimated: nothing is fetched."""
+    prepared = await _prepare(runtime_of(request), wanted)
+    return _job_of(request, wanted, prepared, {}, None)
+
+
+async def _prepare(runtime: Runtime, wanted: schemas.GenerateRequest) -> PreparedInput:
+    prepared = await runtime.catalogue.prepare(_common(runtime, wanted))
+    if wanted.webhook_url is not None:
+        await runtime.outbound.examine(wanted.webhook_url, field="webhook_url")
+    return prepared
+
+
+def _common(runtime: Runtime, wanted: schemas.GenerateRequest) -> CommonRequest:
+    return CommonRequest(
+        model=wanted.model or runtime.settings.default_model,
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        width=wanted.width,
+        height=wanted.height,
+        aspect_ratio=wanted.aspect_ratio,
+        num_outputs=wanted.num_outputs,
+        seed=wanted.seed,
+        output_format=wanted.output_format,
+        parameters=wanted.parameters,
+    )
+
+
+def _job_of(
+    request: Request,
+    wanted: schemas.GenerateRequest,
+    prepared: PreparedInput,
+    uploads: Mapping[str, JSON],
+    once: Once | None,
+) -> NewJob:
+    return new_job(
+        request,
+        GenerationRequest(prepared.model, prepared.input),
+        num_outputs=prepared.num_outputs,
+        prompt=wanted.prompt,
+        priority=PRIORITIES[wanted.priority],
+        metadata=wanted.metadata,
+        webhook_url=wanted.webhook_url,
+        warnings=prepared.warnings + not_yet(wanted.webhook_url),
+        uploads=uploads,
+        once=once,
+        owner=caller_of(request).owner,
+        is_public=_is_public(runtime_of(request), wanted.visibility),
+    )
+
+
+def _is_public(runtime: Runtime, visibility: schemas.VisibilityWord | None) -> bool:
+    """Private is what a caller with a key expects; without keys it could not be kept."""
+    if visibility is None:
+        return not runtime.settings.demands_keys
+    return visibility == "public"
+
+
+def not_yet(webhook_url: str | None) -> tuple[str, ...]:
+    """Say what is taken down and not acted upon."""
+    if webhook_url is None:
+        return ()
+    return ("webhook_url is kept but not called yet: read the job's status instead.",)
+
+
 # --------------------------------------------------------------------------- acceptance
 
 
@@ -180,6 +272,18 @@ def new_job(
 
 async def accept(runtime: Runtime, job: NewJob) -> Response:
     """Have the job written down and looked after; answer 202, or what forbids it."""
+    birth = await take_in(runtime, job)
+    if birth.is_repeat:
+        assert job.once is not None
+        return await _replay(runtime, job.owner, birth.job_id, job.once)
+    return await _tell(runtime, job, birth.at, {})
+
+
+async def take_in(runtime: Runtime, job: NewJob) -> Birth:
+    """Have the job written down and looked after, or raise what forbids it.
+
+    A repeat of an earlier request is told as that one's birth, and makes nothing.
+    """
     await runtime.backlog.admit()
     try:
         birth = await runtime.ledger.submit(job)
@@ -188,11 +292,10 @@ async def accept(runtime: Runtime, job: NewJob) -> Response:
         raise
     if birth.is_repeat:
         runtime.backlog.withdraw()
-        assert job.once is not None
-        return await _replay(runtime, job.owner, birth.job_id, job.once)
+        return birth
     reach(Point.SUBMIT_COMMITTED)
     runtime.bell.ring(str(job.id))
-    return await _tell(runtime, job, birth.at, {})
+    return birth
 
 
 async def _tell(
@@ -211,25 +314,31 @@ async def _tell(
 
 async def estimate(runtime: Runtime, job: NewJob) -> Response:
     """Say what accepting the job would mean, or raise what forbids it; accept nothing."""
+    return respond(await foresee(runtime, job))
+
+
+async def foresee(runtime: Runtime, job: NewJob, *equals: NewJob) -> dict[str, Any]:
+    """Give what accepting the job would mean, as `schemas.Estimate` describes it.
+
+    Raise what forbids it, or those beside it.
+    """
     pending = await runtime.backlog.pending()
-    await runtime.ledger.judge(job)
+    await runtime.ledger.judge(job, *equals)
     usual = await promptly(_usual_seconds(runtime, job.request.model))
     cost = cost_of(runtime, job.request, job.num_outputs)
     per_minute = runtime.settings.provider_creates_per_minute
-    return respond(
-        {
-            "model": job.request.model,
-            "parameters": job.request.input,
-            "num_outputs": job.num_outputs,
-            "warnings": job.warnings,
-            "cost": cost and {"low_usd": plain(cost.low), "high_usd": plain(cost.high)},
-            "queue": {
-                "pending": pending,
-                "starts_within_seconds": round(pending * 60 / per_minute, 1),
-                "generates_in_seconds": usual,
-            },
-        }
-    )
+    return {
+        "model": job.request.model,
+        "parameters": job.request.input,
+        "num_outputs": job.num_outputs,
+        "warnings": job.warnings,
+        "cost": cost and {"low_usd": plain(cost.low), "high_usd": plain(cost.high)},
+        "queue": {
+            "pending": pending,
+            "starts_within_seconds": round(pending * 60 / per_minute, 1),
+            "generates_in_seconds": usual,
+        },
+    }
 
 
 async def _usual_seconds(runtime: Runtime, model: str) -> float | None:

@@ -67,6 +67,7 @@ _TYPES = {
 }
 
 _MOST_FIELDS = 20  # told about in one answer
+_SOON = timedelta(seconds=2)  # to try again, when nobody knows better
 
 
 class BadParameter(errors.InvalidRequest):
@@ -185,21 +186,31 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_crash)
 
 
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, errors.ServiceError)
+def look_up(error: errors.ServiceError) -> tuple[int, str]:
+    """Give the status and the title an error is answered with."""
     if isinstance(error, BadParameter):
-        status, title = 400, "Invalid parameter"
-    else:
-        status, title = next(
-            (status, title) for kind, status, title in TABLE if isinstance(error, kind)
-        )
-    field = error.field if isinstance(error, errors.InvalidRequest) else None
-    retry_after = error.retry_after
+        return 400, "Invalid parameter"
+    return next(
+        (status, title) for kind, status, title in TABLE if isinstance(error, kind)
+    )
+
+
+def note(request: Request, error: errors.ServiceError) -> None:
+    """Have it known, in counters and log, that a request was answered with the error."""
     if isinstance(error, errors.OverLimit):
         count_refusal(request, error)
     if isinstance(error, errors.Unavailable):
-        retry_after = retry_after or timedelta(seconds=2)
         log.warning("request.unavailable", code=error.code, reason=str(error))
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ServiceError)
+    status, title = look_up(error)
+    note(request, error)
+    field = error.field if isinstance(error, errors.InvalidRequest) else None
+    retry_after = error.retry_after
+    if isinstance(error, errors.Unavailable):
+        retry_after = retry_after or _SOON
     return problem(
         request,
         status,
@@ -208,7 +219,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         detail=str(error),
         retryable=error.retryable,
         param=field,
-        fields=_fields_of(error),
+        fields=fields_of(error),
         retry_after=retry_after,
         budget=error.facts if isinstance(error, errors.BudgetExceeded) else None,
         headers=_headers_of(error),
@@ -229,7 +240,8 @@ def _headers_of(error: errors.ServiceError) -> dict[str, str]:
     return {"WWW-Authenticate": challenge}
 
 
-def _fields_of(error: errors.ServiceError) -> Sequence[tuple[str, str]]:
+def fields_of(error: errors.ServiceError) -> Sequence[tuple[str, str]]:
+    """Say what is wrong with which field, as (pointer, text) pairs; empty when it is none."""
     if isinstance(error, InvalidBody):
         return error.fields[:_MOST_FIELDS]
     if not isinstance(error, errors.InvalidRequest) or error.field is None:

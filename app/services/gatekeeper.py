@@ -121,6 +121,22 @@ class Gatekeeper:
             await self._refuse(address, found)
         return told.caller
 
+    async def identify_again(self, hashed: bytes) -> Caller:
+        """Say who bears the key with the hash; for those who showed the key itself before.
+
+        Counts as no attempt: whoever asks knows that the hash is not a stranger's guess.
+        Raises `InvalidKey` when the key is not valid any more, `Unavailable`.
+        """
+        told = self._remembered(hashed) or await self._look_up(hashed)
+        if told.caller is None:
+            raise InvalidKey(REFUSED)
+        return told.caller
+
+    def find_configured(self, fits: Callable[[bytes], bool]) -> Caller | None:
+        """Give who bears the configured key whose hash fits; None when there is none."""
+        found = [caller for known, caller in self._configured if fits(known)]
+        return found[0] if found else None
+
     @asynccontextmanager
     async def looking_for_admin(self) -> AsyncIterator[None]:
         """Find out beside the block whether anybody can make keys; warn when nobody can."""

@@ -135,10 +135,10 @@ class Ledger:
             raise heeded
         return heeded
 
-    async def judge(self, job: NewJob) -> None:
-        """Raise what would forbid the job at this moment; accept nothing."""
+    async def judge(self, *jobs: NewJob) -> None:
+        """Raise what would forbid the jobs together at this moment; accept nothing."""
         async with _within(PATIENCE), self.reading() as conn:
-            found = await submission.objection_to(conn, job, service=self.budget)
+            found = await submission.objection_to(conn, jobs, service=self.budget)
         if found is not None:
             raise found
 

@@ -186,13 +186,20 @@ async def submit(
 
 
 async def objection_to(
-    conn: AsyncConnection, job: NewJob, *, service: Budget
+    conn: AsyncConnection, jobs: Sequence[NewJob], *, service: Budget
 ) -> ServiceError | None:
-    """Say why the job would be refused at this moment, if so.  Changes and locks nothing."""
+    """Say why one of the jobs would be refused at this moment, if so: the first such reason.
+
+    Each is judged as if those before it had been accepted.  Changes and locks nothing.
+    """
     desk = _Desk(service)
-    if names := desk.accounts_to_lock([job]):
+    if names := desk.accounts_to_lock(jobs):
         desk.accounts, desk.now = await accounts.glance(conn, names)
-    return desk.objection(job)
+    for job in jobs:
+        if (found := desk.objection(job)) is not None:
+            return found
+        desk.count(job)
+    return None
 
 
 class _Desk:
@@ -234,15 +241,19 @@ class _Desk:
         """Give the latest day of the accounts: a clock that went back must not escape it."""
         return max((one.day for one in self.accounts.values()), default=_LONG_AGO)
 
+    def count(self, job: NewJob) -> None:
+        """Have the job in its accounts, for those that are judged after it."""
+        for name, _ in self._terms(job):
+            if name in self.accounts:  # locked, for somebody has terms
+                self.accounts[name] = self.accounts[name].with_job(job.worst_usd)
+
     def judge(self, job: NewJob) -> None:
         """Accept the job, or note why not, or which one was made before."""
         found = self._seen(job) or self.objection(job)
         if found is not None:
             self._answers[job.id] = found
             return
-        for name, _ in self._terms(job):
-            if name in self.accounts:  # locked, for somebody has terms
-                self.accounts[name] = self.accounts[name].with_job(job.worst_usd)
+        self.count(job)
         self.accepted.append(job)
         if job.place is not None:
             self._made[job.place] = job

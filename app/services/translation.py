@@ -20,7 +20,8 @@ from app.domain.generation import JSON, ModelDescription
 from app.services.file_inputs import FileInput, file_inputs
 from app.services.input_schema import flatten, read_limits, say_violation
 
-_COUNT_INPUTS: Final = ("num_outputs", "number_of_images", "max_images")
+# Inputs that say how many pictures to make; a model has one of them at most.
+COUNT_INPUTS: Final = ("num_outputs", "number_of_images", "max_images")
 _SIZE_INPUTS: Final = ("size", "resolution")
 _SIZE: Final = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 _RATIO: Final = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
@@ -122,7 +123,7 @@ class Translator:
         raise InvalidRequest(f"{message} ({self.description.name}).", field=field)
 
     def _count_outputs(self, model_input: Mapping[str, JSON]) -> int:
-        for name in _COUNT_INPUTS:
+        for name in COUNT_INPUTS:
             if name in self.properties:
                 count = model_input.get(name, self.default(name))
                 return count if isinstance(count, int) else 1
@@ -158,7 +159,7 @@ class _Draft:
         for name in parameters:
             if name not in model.properties:
                 _refuse_unknown(model, name)
-            if _is_secret(name, model.properties[name]):
+            if is_secret(name, model.properties[name]):
                 raise InvalidRequest(
                     f"{name} is a secret: it would be stored and shown with the job."
                     " Leave it out.",
@@ -202,7 +203,7 @@ def _fetch_nothing(uri: str) -> NoReturn:
     raise ValueError("input schemas must be self-contained")
 
 
-def _is_secret(name: str, schema: Mapping[str, JSON]) -> bool:
+def is_secret(name: str, schema: Mapping[str, JSON]) -> bool:
     """Tell an input that is somebody's key: by the model's word (cog's secrets), or by name."""
     if schema.get("x-cog-secret") is True or schema.get("format") == "password":
         return True
@@ -332,7 +333,7 @@ def _translate_count(draft: _Draft, request: CommonRequest) -> None:
     if wanted is None:
         return
     model = draft.model
-    name = next((one for one in _COUNT_INPUTS if one in model.properties), None)
+    name = next((one for one in COUNT_INPUTS if one in model.properties), None)
     if name is None:
         if wanted > 1:
             model.refuse(

@@ -103,7 +103,7 @@ async def test_documentation_is_served(api: Api, path: str) -> None:
     assert "/openapi.json" in answer.text
 
 
-async def test_a_visitor_is_led_to_the_documentation(api: Api) -> None:
+async def test_a_program_is_led_to_the_documentation(api: Api) -> None:
     answer = await api.client.get("/")
 
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from app.api.guard import GuardedRoute
 from app.core.config import Settings
 from app.domain.access import GRANTABLE, Scope
+from app.web.door import PageRoute
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
 from tests.api.keyed import ADMIN_KEY, KEYS_ON, METRICS_TOKEN, People, keyed
@@ -58,6 +59,17 @@ NEEDED = {
     "GET /api/v1/health": Scope.MONITOR,
     "GET /metrics": Scope.MONITOR,
 }
+# The same for pages, which believe the cookie of who is signed in; None: open to all.
+PAGES: dict[str, Scope | None] = {
+    "GET /": Scope.READ,
+    "GET /signin": None,
+    "POST /signin": None,
+    "POST /signout": None,
+    "POST /ui/form": Scope.GENERATE,
+    "POST /ui/estimate": Scope.GENERATE,
+    "POST /ui/jobs": Scope.GENERATE,
+    "POST /ui/pictures": Scope.GENERATE,
+}
 
 
 def routes_of(app: FastAPI) -> Iterator[tuple[str, BaseRoute]]:
@@ -86,13 +98,19 @@ def test_every_route_is_guarded_or_open_on_purpose(
 ) -> None:
     app = create_app(settings(database_url="postgresql://h/d", redis_url="redis://h"))
     guarded, others = set(), set()
+    pages: dict[str, Scope | None] = {}
     for path, route in routes_of(app):
         if isinstance(route, GuardedRoute):
             guarded |= {f"{method} {path}" for method in route.methods}
+        elif isinstance(route, PageRoute):
+            pages |= {
+                f"{method} {path}": route.needed_scope for method in route.methods
+            }
         else:
             others.add(path)
 
     assert guarded == set(NEEDED)
+    assert pages == PAGES
     assert others == OPEN
 
 

@@ -16,6 +16,7 @@ from app.services.job_records import UPLOADS
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve
 from tests.api.keyed import KEYS_ON, People, keyed
+from tests.api.test_doors import PAGES
 from tests.api.two_owners import (
     PLACES,
     RECIPES,
@@ -116,6 +117,8 @@ async def test_somebody_thought_of_every_route(people: People) -> None:
     }
     pages = {"/", "/docs", "/redoc", "/openapi.json", "/static", "/docs-files"}
     pages |= {"/docs/oauth2-redirect", "/favicon.ico"}
+    # What people see: tests/web/test_isolation.py.
+    pages |= {page.partition(" ")[2] for page in PAGES}
     unknown += [f"think about {path}" for path in sorted(hidden - shown - pages)]
 
     assert not unknown, unknown

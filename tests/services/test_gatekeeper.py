@@ -382,6 +382,45 @@ async def test_noting_a_use_delays_no_request(
     await settled(gate)
 
 
+async def test_a_hash_is_enough_for_who_showed_the_key_before(
+    gate: Gatekeeper, make: Any, asked: list[str]
+) -> None:
+    key_id, secret = await make()
+    first = await gate.identify(secret, HERE)
+
+    again = await gate.identify_again(keys.digest(secret))
+
+    assert again == first and again.key_id == key_id
+    assert lookups(asked) == 1
+
+
+async def test_a_hash_of_no_live_key_is_refused_and_no_attempt(
+    gate: Gatekeeper, make: Any, engine: AsyncEngine
+) -> None:
+    key_id, secret = await make()
+    async with engine.begin() as conn:
+        await keys.revoke(conn, key_id)
+
+    for _ in range(3 * BURST):
+        with pytest.raises(InvalidKey, match="unknown, expired or revoked"):
+            await gate.identify_again(keys.digest(secret))
+    with pytest.raises(InvalidKey):
+        await gate.identify_again(keys.digest(ADMIN_KEY))
+
+    assert await use(gate, (await make())[1])
+
+
+async def test_a_configured_key_is_found_by_what_its_hash_fits(
+    gate: Gatekeeper,
+) -> None:
+    hashed = keys.digest(ADMIN_KEY)
+
+    found = gate.find_configured(lambda known: known == hashed)
+
+    assert found and found.is_admin
+    assert gate.find_configured(lambda known: False) is None
+
+
 # ------------------------------------------------------------------------- failed attempts
 
 
