@@ -14,11 +14,15 @@ TREE = $(shell git ls-files -coz --exclude-standard 2>/dev/null | sort -z \
 	| xargs -0 cksum 2>/dev/null | cksum | tr ' ' '-')
 TESTED = $(VENV)/.tested-$(TREE)
 
+# Tests wait more than they compute: one process more than there are cores, two at least. Files
+# stay whole, for tests of a file share servers; the longest ones begin (tests/conftest.py).
+TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1 )))
+
 .PHONY: help run test lint check audit prove npm clean
 
 help:
 	@echo "make run    start everything on this machine: databases, provider sandbox, API, worker"
-	@echo "make test   the whole test suite"
+	@echo "make test   the whole test suite; PYTEST_ARGS='-x -n 0' adds options, here: one at a time"
 	@echo "make check  black, flake8, mypy, import-linter, bandit, pip check, pytest"
 	@echo "make audit  asks a public database for known vulnerabilities of the pins; needs the internet"
 	@echo "make prove  break everything at random for MINUTES=5, and write docs/proof.md"
@@ -31,7 +35,8 @@ run: $(INSTALLED)
 	@$(BIN)/mediagen up
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -q -rs
+	@$(BIN)/python -m pytest -q -rs -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		$(PYTEST_ARGS)
 	@rm -f $(VENV)/.tested-* && git rev-parse --git-dir >/dev/null 2>&1 && touch $(TESTED) || true
 
 lint: $(INSTALLED)

@@ -28,6 +28,7 @@ from app.core.hints import Hints
 from app.core.leasing import Leadership
 from app.core.links import LinkSigner, derived_key
 from app.core.lifeline import Lifeline
+from app.core.patience import within
 from app.core.queue import Bell, publisher_app
 from app.core.quota import Quotas
 from app.core.recall import Recall
@@ -91,6 +92,7 @@ MOST_CALLS = 96  # at once, to addresses that callers named
 # Generic plans of updates from parameter tables go wrong as `jobs` grows (docs/adr/0006); the
 # API's reads by key are better off with them.
 WORKER_SESSION = {"plan_cache_mode": "force_custom_plan"}
+LONGEST_CLOSE = timedelta(seconds=6)  # of one part
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ def _open_gatekeeper(
         metrics_token=token.get_secret_value() if token else None,
     )
     for part in (lifeline, quotas, failures, gatekeeper):
-        stack.push_async_callback(part.aclose)
+        stack.push_async_callback(_in_time, part.aclose)
     return gatekeeper, quotas
 
 
@@ -264,7 +266,7 @@ def _open_inbox(
 ) -> WebhookInbox:
     given = settings.replicate_webhook_secret
     secret = SigningSecret(given.get_secret_value() if given else None, ask_secret)
-    stack.push_async_callback(secret.aclose)
+    stack.push_async_callback(_in_time, secret.aclose)
     return WebhookInbox(
         ledger=ledger,
         signatures=SignatureCheck(secret),
@@ -280,6 +282,18 @@ def _open_redis(settings: Settings) -> Redis:
         health_check_interval=15,
         max_connections=50,
     )
+
+
+async def _in_time(close: Callable[..., Awaitable[None]], *what: object) -> None:
+    """Close a part; one that does not let itself be closed must not keep the others."""
+    try:
+        await within(LONGEST_CLOSE, _closed(close, *what))
+    except TimeoutError:
+        log.error("runtime.part_left_open", part=close.__qualname__)
+
+
+async def _closed(close: Callable[..., Awaitable[None]], *what: object) -> None:
+    await close(*what)
 
 
 def settle_memory() -> None:
@@ -311,12 +325,12 @@ async def open_runtime(
             pool_size=pool_size,
             settings=session,
         )
-        stack.push_async_callback(close_engine, database)
+        stack.push_async_callback(_in_time, close_engine, database)
         redis = _open_redis(settings)
-        stack.push_async_callback(redis.aclose)
+        stack.push_async_callback(_in_time, redis.aclose)
         counters = SharedCounters(redis)
         counters.start()
-        stack.push_async_callback(counters.stop)
+        stack.push_async_callback(_in_time, counters.stop)
         throttle = Throttle.open(
             redis,
             creates_per_minute=settings.provider_creates_per_minute,
@@ -326,16 +340,16 @@ async def open_runtime(
         client = open_media_client(
             settings, throttle, on_request=partial(_count_request, counters)
         )
-        stack.push_async_callback(client.aclose)
+        stack.push_async_callback(_in_time, client.aclose)
         store = open_media_store(settings.effective_storage_url)
-        stack.push_async_callback(store.aclose)
+        stack.push_async_callback(_in_time, store.aclose)
         catalogue = Catalogue(client, bundled=load_bundled_models(), ttl=CATALOGUE_TTL)
-        stack.push_async_callback(catalogue.aclose)
+        stack.push_async_callback(_in_time, catalogue.aclose)
         bell = Bell(publisher_app(settings.redis_url.get_secret_value()), ADVANCE_TASK)
         bell.start()
         stack.callback(bell.stop)
         hints = Hints(redis, EVENTS_CHANNEL)
-        stack.push_async_callback(hints.aclose)
+        stack.push_async_callback(_in_time, hints.aclose)
         ledger = Ledger(
             database,
             policy_of(settings),
@@ -345,14 +359,14 @@ async def open_runtime(
         )
         stopping = asyncio.Event()
         live = Live(ledger, hints, stopping)
-        stack.push_async_callback(live.aclose)
+        stack.push_async_callback(_in_time, live.aclose)
         gatekeeper, quotas = _open_gatekeeper(settings, stack, redis, ledger, counters)
         links = links_of(settings)
         outbound = Outbound(settings.outbound_hosts, max_connections=MOST_CALLS)
-        stack.push_async_callback(outbound.aclose)
+        stack.push_async_callback(_in_time, outbound.aclose)
         uploads = Uploads(ledger, store, max_bytes=settings.max_upload_bytes)
         thumbnails = Thumbnails(ledger, store)
-        stack.push_async_callback(thumbnails.aclose)
+        stack.push_async_callback(_in_time, thumbnails.aclose)
         health = HealthChecks(
             database=database,
             ledger=ledger,

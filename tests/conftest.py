@@ -72,6 +72,27 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
 
 
+# Where tests run in several processes, files are given out in this order: whoever got the longest
+# one last would keep everybody waiting.  Heavy and light ones take turns.
+LONGEST = (
+    *("system/test_prove.py", "api/test_schemathesis.py", "system/test_survival.py"),
+    *("services/test_job_runner.py", "system/test_rolling_restart.py"),
+    *("api/test_outages.py", "system/test_crash_matrix.py", "api/test_inputs.py"),
+    *("system/test_make_run.py", "services/test_job_service.py"),
+    *("system/test_failing_well.py", "services/test_webhook_signatures.py"),
+    *("system/test_image_to_image.py", "services/test_engine.py", "test_cli.py"),
+)
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Put the longest files first in a process that is one of several."""
+    if hasattr(config, "workerinput"):
+        order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_setup() -> None:
     """Allow connections to this machine and to the given test database, no others."""

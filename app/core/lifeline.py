@@ -16,6 +16,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.core.patience import end
+
 PATIENCE = timedelta(milliseconds=250)  # for one call
 REST = timedelta(seconds=1)  # between two looks whether it is back
 
@@ -57,8 +59,7 @@ class Lifeline:
     async def aclose(self) -> None:
         """End the look that may be under way."""
         if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.gather(self._probe, return_exceptions=True)
+            await end(self._probe)
 
     async def _look(self) -> None:
         try:

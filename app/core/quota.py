@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 
 from app.core.batching import Batcher
 from app.core.lifeline import Lifeline
+from app.core.patience import end
 from app.core.throttle import LocalBucket
 
 SHARES = 4  # processes a bucket is thought to be divided among while Redis is away
@@ -122,8 +123,7 @@ class Quotas:
     async def aclose(self) -> None:
         """Give back what was taken in advance, and end."""
         if self._returning is not None:
-            self._returning.cancel()
-            await asyncio.gather(self._returning, return_exceptions=True)
+            await end(self._returning)
         await self._give_back(list(self._holding))
 
     def _lease(self, name: str, per_minute: int, burst: int) -> _Lease:

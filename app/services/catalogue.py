@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Final, TypeVar
 
+from app.core.patience import end
 from app.domain.errors import ModelNotFound, ProviderUnavailable, Unavailable
 from app.domain.generation import MediaClient, ModelDescription
 from app.services.translation import CommonRequest, PreparedInput, Translator
@@ -90,10 +91,7 @@ class Catalogue:
 
     async def aclose(self) -> None:
         """End what is being fetched."""
-        flights = tuple(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await end(*self._flights.values())
 
     async def _translator(self, model: str) -> Translator:
         known = self._known.get(model)

@@ -29,6 +29,7 @@ from app.core.batching import Batcher
 from app.core.counters import SharedCounters
 from app.core.crashpoints import Point, reach
 from app.core.guarded_http import was_refused
+from app.core.patience import end
 from app.domain.errors import OutboundRefused, Unavailable
 from app.domain.notices import TEST
 from app.domain.redelivery import GONE, RedeliveryPolicy, read_retry_after
@@ -125,9 +126,7 @@ class Courier:
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=patience.total_seconds())
         left = list(self._under_way)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await end(*left)
         log.info("courier.drained", cut_off=len(left))
 
     async def _serve(self) -> None:

@@ -20,9 +20,10 @@ from uuid import UUID
 import structlog
 from sqlalchemy.exc import DBAPIError
 
+from app.core.patience import end
 from app.domain.errors import Unavailable
 from app.services.job_records import Claim
-from app.services.ledger import LEASE, MOST_AT_ONCE, Ledger
+from app.services.ledger import CLAIM_PATIENCE, LEASE, MOST_AT_ONCE, Ledger
 from app.services.starts import Purchases, Starts, never
 
 log = structlog.get_logger("app.engine")
@@ -33,6 +34,7 @@ INTAKE_LIMIT = (
 TIMER_HORIZON = timedelta(seconds=30)  # looks further ahead are left to the watcher
 RENEW_EVERY = LEASE / 3
 DATABASE_REST = timedelta(milliseconds=500)
+LONGEST_CLAIM = CLAIM_PATIENCE * 2
 
 # What the loops outlive: a database that is gone, or that refuses the statement (its tables
 # are not there yet; it lost a deadlock).  The rows stay due.
@@ -145,15 +147,13 @@ class Engine:
         # A claim on its way is waited for: cut off, it would hold its jobs for a lease.
         for event in (self._arrived, self._freed, self._stirred):
             event.set()
-        await asyncio.gather(*self._tasks[:2], return_exceptions=True)
+        await asyncio.wait(self._tasks[:2], timeout=LONGEST_CLAIM.total_seconds())
         self._starts.stop()
         if self._looks:
             log.info("engine.draining", in_flight=len(self._looks))
             await asyncio.wait(self._looks, timeout=patience.total_seconds())
         left = list(self._looks)
-        for task in [*left, *self._tasks]:
-            task.cancel()
-        await asyncio.gather(*left, *self._tasks, return_exceptions=True)
+        await end(*left, *self._tasks)
         log.info("engine.drained", cut_off=len(left))
 
     # -------------------------------------------------------------------------- claims

@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.core import migrations
 from app.core.batching import Batcher
 from app.core.config import LONGEST_SECRET
+from app.core.patience import end
 from app.domain.access import ANYBODY, Caller, Scope
 from app.domain.errors import InvalidKey, Unauthorized, Unavailable
 from app.services import keys
@@ -143,8 +144,7 @@ class Gatekeeper:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
 
     async def is_locked_out(self, conn: AsyncConnection) -> bool:
         """Tell whether keys are demanded, and nobody has one to make others with."""
@@ -162,9 +162,7 @@ class Gatekeeper:
         tasks = [*self._tasks, *self._lookups.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=FAREWELL.total_seconds())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
 
     async def _look_for_admin(self) -> None:
         if not self.demands_keys or self._has_admin_key:

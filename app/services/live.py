@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.batching import Batcher
 from app.core.hints import Hints
+from app.core.patience import end
 from app.core.stopping import pause
 from app.domain.errors import Unavailable
 from app.services import event_log
@@ -384,10 +385,7 @@ class Live:
     async def aclose(self) -> None:
         """End all listeners, and the reading."""
         self._end_all()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._tasks)
 
 
 def _unavailable() -> Unavailable:

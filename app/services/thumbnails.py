@@ -20,6 +20,7 @@ from typing import Final
 
 import structlog
 
+from app.core.patience import end
 from app.domain.errors import (
     InvalidRequest,
     NotFound,
@@ -95,9 +96,7 @@ class Thumbnails:
     async def aclose(self) -> None:
         """End; what was not begun is made when somebody asks for it."""
         tasks = [*self._flights.values(), *([self._worker] if self._worker else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _work(self) -> None:

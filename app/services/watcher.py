@@ -19,6 +19,7 @@ from uuid import UUID
 import structlog
 
 from app.core.leasing import Leadership
+from app.core.patience import end
 from app.core.queue import Bell
 from app.domain.errors import ServiceError
 from app.services import job_queries
@@ -97,9 +98,7 @@ class Watcher:
 
     async def stop(self) -> None:
         """End the rounds and give the leadership up."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._leadership.resign()
 
     async def _watch_for_ever(self) -> None:

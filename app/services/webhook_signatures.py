@@ -18,6 +18,7 @@ from enum import StrEnum
 import structlog
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from app.core.patience import end
 from app.core.signing import signing_key
 from app.domain.errors import ServiceError
 
@@ -125,8 +126,7 @@ class SigningSecret:
     async def aclose(self) -> None:
         """End a fetch that is under way."""
         if self._fetching is not None:
-            self._fetching.cancel()
-            await asyncio.gather(self._fetching, return_exceptions=True)
+            await end(self._fetching)
 
     async def _take(self, fetch: Callable[[], Awaitable[str]]) -> None:
         try:

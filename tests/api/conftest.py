@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -94,12 +95,14 @@ async def shared(
 
 
 async def emptied(api: Api, sandbox: Sandbox) -> Api:
-    """Give the shared API as if nobody had used it: no jobs, no bells, no purchases."""
+    """Give the shared API as if nobody had used it: no jobs, files, bells or purchases."""
     runtime = api.app.state.runtime
     await wait_for_async(
         partial(_wipe, runtime.database), within=20, what="the tables are empty"
     )
     await runtime.redis.flushall()
+    for folder in api.settings.storage_path.glob("??"):
+        shutil.rmtree(folder)
     async with httpx.AsyncClient(verify=False) as client:
         await client.post(f"{sandbox.url}/sandbox/reset")
     return api

@@ -35,6 +35,7 @@ from app.models import (
 from app.runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
+from tests.support.endings import sure_to_end
 from tests.support.servers import ROOT
 from tests.support.waiting import wait_for_async
 
@@ -334,7 +335,8 @@ async def served(
 ) -> AsyncIterator[Api]:
     """Serve the application on a free port, as `uvicorn app.main:app` would."""
     with _logging_as_before():
-        async with _served(settings, connection) as api:
+        serving = _served(settings, connection)
+        async with sure_to_end(serving, what="an API") as api:
             yield api
 
 
@@ -378,7 +380,8 @@ async def _served(
 @asynccontextmanager
 async def working(settings: Settings) -> AsyncIterator[WorkerRuntime]:
     """Run what the worker runs, in this process."""
-    async with open_worker(settings, drain=NO_DRAIN) as worker:
+    opened = open_worker(settings, drain=NO_DRAIN)
+    async with sure_to_end(opened, what="a worker") as worker:
         yield worker
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from app.domain.errors import InvalidRequest
 from sandbox.runner import Sandbox
-from tests.api.conftest import Serve
+from tests.api.conftest import Serve, emptied
 from tests.api.keyed import KEYS_ON, keyed
 from tests.api.served import TOKEN, Api, check_problem, provided, working
 from tests.api.test_uploads import age, files_of, keys_of, rows_of, uploaded
@@ -28,6 +28,36 @@ MANY = "black-forest-labs/flux-2-pro"  # takes a list, `input_images`
 TWO = "stability-ai/sdxl"  # takes `image` and `mask`
 PICTURE = draw(1)
 PATH = "/api/v1/generate"
+
+
+@pytest.fixture
+def sandbox(shared_sandbox: Sandbox) -> Sandbox:
+    return shared_sandbox
+
+
+@pytest.fixture
+async def api(shared: Api, sandbox: Sandbox) -> Api:
+    return await emptied(shared, sandbox)
+
+
+@pytest.fixture
+def database_url(shared: Api) -> str:
+    """The API's database, so that `jobs` are its jobs."""
+    return shared.settings.database_url.get_secret_value()
+
+
+@pytest.fixture
+async def own_sandbox() -> AsyncIterator[Sandbox]:
+    """A provider for one test."""
+    async with provided() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def fresh(serve: Serve, own_sandbox: Sandbox) -> Api:
+    """An API that never sent a file anywhere."""
+    found: Api = await serve(own_sandbox)
+    return found
 
 
 @pytest.fixture
@@ -116,10 +146,10 @@ async def test_a_url_is_fetched_by_us_and_kept_as_an_upload(
     assert await seen_by_the_model(job["parameters"]["image"]) == PICTURE
 
 
-async def test_a_data_uri_becomes_an_upload_too(api: Api) -> None:
-    job = await accepted(api, {"image": data_uri(PICTURE)})
+async def test_a_data_uri_becomes_an_upload_too(fresh: Api) -> None:
+    job = await accepted(fresh, {"image": data_uri(PICTURE)})
 
-    assert len(await rows_of(api)) == 1
+    assert len(await rows_of(fresh)) == 1
     assert await seen_by_the_model(job["parameters"]["image"]) == PICTURE
 
 
@@ -410,17 +440,17 @@ async def test_a_file_that_vanished_from_the_store_is_not_sent(api: Api) -> None
 
 
 async def test_without_the_provider_no_job_is_accepted(
-    api: Api, sandbox: Sandbox
+    fresh: Api, own_sandbox: Sandbox
 ) -> None:
-    kept = await uploaded(api, PICTURE)
-    await accepted(api, {}, ONE)  # the model is known from here on
-    await sandbox.stop()
+    kept = await uploaded(fresh, PICTURE)
+    await accepted(fresh, {}, ONE)  # the model is known from here on
+    await own_sandbox.stop()
 
-    answered = await asked(api, {"image": kept["uri"]})
+    answered = await asked(fresh, {"image": kept["uri"]})
 
     assert answered.status_code == 503
     assert check_problem(answered).retryable
-    assert len(await api.listed()) == 1
+    assert len(await fresh.listed()) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.services import file_locks
 from app.services.media_store import StoredFile
+from sandbox.runner import Sandbox
+from tests.api.conftest import emptied
 from tests.api.served import Api, working
 from tests.support.waiting import wait_for_async
 
 KEY = f"ab/{'ab' * 32}.png"
 OTHER = f"cd/{'cd' * 32}.png"
+
+
+@pytest.fixture
+def sandbox(shared_sandbox: Sandbox) -> Sandbox:
+    return shared_sandbox
+
+
+@pytest.fixture
+async def api(shared: Api, sandbox: Sandbox) -> Api:
+    return await emptied(shared, sandbox)
+
+
+@pytest.fixture
+def database_url(shared: Api) -> str:
+    """The API's database, so that `jobs` are its jobs."""
+    return shared.settings.database_url.get_secret_value()
 
 
 async def test_a_file_deleted_while_another_job_records_it_is_stored_again(

@@ -29,7 +29,7 @@ from app.services.housekeeping import REST, RemoveUnusedUploads
 from app.services.media_store import is_key
 from app.services.upload_rows import Upload
 from sandbox.runner import Sandbox
-from tests.api.conftest import Serve
+from tests.api.conftest import Serve, emptied
 from tests.api.keyed import KEYS_ON, People, keyed
 from tests.api.served import Api, check_problem, working
 from tests.support.drawings import draw, pixel_bomb
@@ -38,6 +38,22 @@ from tests.support.waiting import wait_for_async
 UPLOADS = "/api/v1/uploads"
 BOUNDARY = "a-boundary"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+@pytest.fixture
+def sandbox(shared_sandbox: Sandbox) -> Sandbox:
+    return shared_sandbox
+
+
+@pytest.fixture
+async def api(shared: Api, sandbox: Sandbox) -> Api:
+    return await emptied(shared, sandbox)
+
+
+@pytest.fixture
+def database_url(shared: Api) -> str:
+    """The API's database, so that `jobs` are its jobs."""
+    return shared.settings.database_url.get_secret_value()
 
 
 async def send(api: Api, content: bytes, **headers: str) -> httpx.Response:
@@ -411,8 +427,10 @@ async def test_a_body_that_comes_too_slowly_is_given_up(
     assert (refused.value.status_code, found) == (408, [b"a", b"b"])
 
 
-async def test_too_many_pictures_at_once_are_asked_to_come_again(api: Api) -> None:
-    api.app.state.runtime.uploads._room = 0
+async def test_too_many_pictures_at_once_are_asked_to_come_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.app.state.runtime.uploads, "_room", 0)
 
     answer = await send(api, PICTURE)
 

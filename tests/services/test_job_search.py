@@ -65,7 +65,9 @@ async def filled(
         connection.execute(_FILL.encode(), {"jobs": JOBS, "live": LIVE})
         connection.execute(_PICTURES.replace("%%", "%").encode())
         connection.execute("VACUUM (ANALYZE)")
-    engine = open_engine(SecretStr(url), name="test", pool_size=2)
+    # Reading all of it may take a busy machine longer than a silent session lives.
+    patient = {"idle_in_transaction_session_timeout": "0"}
+    engine = open_engine(SecretStr(url), name="test", pool_size=2, settings=patient)
     yield engine
     await engine.dispose()
     database_server.drop(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -401,6 +402,40 @@ async def test_the_rounds_go_on_when_the_leader_loses_its_connections(
 
     await wait_for_async(is_offered, within=TAKEOVER + PICKUP, what="the job")
     assert post.watcher.is_leading
+
+
+async def test_a_watcher_ends_although_a_duty_loses_the_cancellation(
+    man: Manned,
+) -> None:
+    """As a request to Redis under way may, with Python 3.11."""
+
+    class Deaf:
+        """Loses the first cancellation, and would go on for ever."""
+
+        lost = 0
+
+        async def perform(self) -> timedelta:
+            """Wait."""
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                self.lost += 1
+                if self.lost > 1:
+                    raise
+            return timedelta(hours=1)
+
+    deaf = Deaf()
+    post, other = man(deaf), man()
+    post.watcher.start()
+    await _leading(post)
+    await _rounds(post, 2)
+
+    async with asyncio.timeout(20):
+        await post.watcher.stop()
+    other.watcher.start()
+
+    assert deaf.lost == 1
+    assert await _leading(other) is other
 
 
 # ----------------------------------------------------------------------------------- duties
