@@ -72,9 +72,8 @@ def _show(queue: Mapping[str, Any]) -> None:
         "paused by": queue["paused_by"],
         "pending": queue["pending"],
         "in flight": queue["in_flight"],
+        "oldest": queue["oldest_pending_at"],
     }
-    if queue["oldest_pending_seconds"] is not None:
-        facts["oldest"] = f"{queue['oldest_pending_seconds']:.0f} s"
     out = console()
     for name, value in facts.items():
         if value is not None:

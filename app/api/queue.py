@@ -107,7 +107,6 @@ def queue_body(
     state: QueueState, counted: QueueFigures, caller: Caller
 ) -> dict[str, Any]:
     """Give the queue as `queue_schemas.QueueStatus` describes it, as the caller may see it."""
-    oldest = counted.oldest
     return {
         "state": "paused" if state.is_paused else "running",
         "since": state.since,
@@ -115,7 +114,5 @@ def queue_body(
         "paused_by": state.by if caller.is_admin else None,
         "pending": counted.pending,
         "in_flight": counted.in_flight,
-        "oldest_pending_seconds": (
-            None if oldest is None else round(max(oldest.total_seconds(), 0), 3)
-        ),
+        "oldest_pending_at": counted.oldest,
     }

@@ -47,6 +47,6 @@ class QueueStatus(_Body):
         description="Jobs that wait to start: the caller's, an administrator's all."
     )
     in_flight: int = Field(description="Jobs under way; they go on during a pause.")
-    oldest_pending_seconds: float | None = Field(
-        description="How long ago the first of the pending jobs came in; null without any."
+    oldest_pending_at: datetime | None = Field(
+        description="When the first of the pending jobs came in; null without any."
     )

@@ -45,11 +45,11 @@ SAMPLES = 3  # jobs named for each reason
 
 @dataclass(frozen=True, slots=True)
 class QueueFigures:
-    """Jobs that are not finished; `oldest` is how long ago the first pending one came in."""
+    """Jobs that are not finished; `oldest` is when the first pending one came in."""
 
     pending: int
     in_flight: int
-    oldest: timedelta | None
+    oldest: datetime | None
 
 
 _is_pending = JOBS.c.status == literal_column("'pending'")
@@ -61,10 +61,7 @@ async def queue(conn: AsyncConnection, *, realm: str | None) -> QueueFigures:
     ours = [] if realm is None else [JOBS.c.owner == realm]
     count = select(func.count()).select_from(JOBS)
     first = (
-        select(func.now() - JOBS.c.created_at)
-        .where(_is_pending, *ours)
-        .order_by(JOBS.c.id)
-        .limit(1)
+        select(JOBS.c.created_at).where(_is_pending, *ours).order_by(JOBS.c.id).limit(1)
     )
     query = select(
         count.where(_is_pending, *ours).scalar_subquery(),
