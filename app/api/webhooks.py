@@ -12,6 +12,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Row
+from starlette.convertors import StringConvertor, register_url_convertor
 from uuid_utils.compat import uuid7
 
 from app.api.deliveries import delivery_body, page_of, parse_id, read_one
@@ -36,6 +37,15 @@ from app.services.delivery_log import Redelivered
 from app.services.receivers import NewEndpoint, mint_secret
 
 log = structlog.get_logger("app.webhooks")
+
+
+class _NotReserved(StringConvertor):
+    """Leave the neighbours their names: `PATCH /webhooks/secret` is not about an endpoint."""
+
+    regex = "(?!(?:secret|deliveries)(?:/|$))[^/]+"
+
+
+register_url_convertor("endpoint", _NotReserved())
 
 router = APIRouter(prefix="/webhooks", route_class=GuardedRoute, tags=["webhooks"])
 
@@ -135,7 +145,7 @@ async def own_secret(request: Request) -> Response:
 
 
 @router.get(
-    "/{endpoint_id}",
+    "/{endpoint_id:endpoint}",
     response_model=webhook_schemas.Endpoint,
     responses=documented(400, 404),
     summary="Read an endpoint",
@@ -149,7 +159,7 @@ async def read_endpoint(request: Request, endpoint_id: Id) -> Response:
 
 
 @router.patch(
-    "/{endpoint_id}",
+    "/{endpoint_id:endpoint}",
     response_model=webhook_schemas.Endpoint,
     responses=documented(400, 404, 413, 422),
     openapi_extra=_takes("EndpointChange"),
@@ -191,7 +201,7 @@ async def change(
 
 
 @router.delete(
-    "/{endpoint_id}",
+    "/{endpoint_id:endpoint}",
     status_code=204,
     response_class=Response,
     responses=documented(400, 404),
@@ -217,7 +227,7 @@ async def remove(runtime: Runtime, endpoint_id: UUID, realm: str | None) -> None
 
 
 @router.get(
-    "/{endpoint_id}/secret",
+    "/{endpoint_id:endpoint}/secret",
     response_model=webhook_schemas.Secrets,
     responses=documented(400, 404),
     summary="Read an endpoint's secret",
@@ -232,7 +242,7 @@ async def read_secret(request: Request, endpoint_id: Id) -> Response:
 
 
 @router.post(
-    "/{endpoint_id}/rotate",
+    "/{endpoint_id:endpoint}/rotate",
     response_model=webhook_schemas.NewEndpoint,
     responses=documented(400, 404),
     summary="Give an endpoint a new secret",
@@ -258,7 +268,7 @@ async def rotate(runtime: Runtime, endpoint_id: UUID, realm: str | None) -> Row[
 
 
 @router.post(
-    "/{endpoint_id}/test",
+    "/{endpoint_id:endpoint}/test",
     response_model=webhook_schemas.Delivery,
     responses=documented(400, 404)
     | {
@@ -301,7 +311,7 @@ async def send_test(runtime: Runtime, endpoint_id: UUID, realm: str | None) -> R
 
 
 @router.post(
-    "/{endpoint_id}/redeliver",
+    "/{endpoint_id:endpoint}/redeliver",
     status_code=202,
     response_model=webhook_schemas.Redelivered,
     responses=documented(400, 404, 409, 413, 422),

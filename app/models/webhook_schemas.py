@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     StringConstraints,
 )
 
@@ -84,7 +85,7 @@ class EndpointChange(_Body):
     url: URL = _left_as_it_is("What is pending goes to the new one.")
     events: Events = _left_as_it_is("Empty: everything.")
     description: Description = _left_as_it_is()
-    enabled: bool = _left_as_it_is("Switched off, what is pending is dropped.")
+    enabled: StrictBool = _left_as_it_is("Switched off, what is pending is dropped.")
 
 
 class Endpoint(_Body):
@@ -172,7 +173,7 @@ class RangeRequest(_Body):
 
     since: When = Field(description="When the first of it happened.")
     until: When | None = Field(None, description="Before when; null: until now.")
-    all: bool = Field(False, description="Also what was delivered.")
+    all: StrictBool = Field(False, description="Also what was delivered.")
 
 
 class Redelivered(_Body):

@@ -134,7 +134,8 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, BaseRoute]]:
             continue
         for inner in router.routes:
             assert isinstance(inner, Route | APIRoute), "walk nested routers, too"
-            yield route.include_context.prefix + inner.path, inner
+            path = inner.path.replace(":endpoint}", "}")
+            yield route.include_context.prefix + path, inner
 
 
 @pytest.fixture

@@ -124,6 +124,13 @@ async def test_an_endpoint_is_registered_read_changed_and_removed(api: Api) -> N
         assert (await api.client.request(method, at, **body)).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["secret", "deliveries"])
+async def test_the_neighbours_of_endpoints_are_none(api: Api, name: str) -> None:
+    answered = await api.client.patch(f"{HOOKS}/{name}", json={"enabled": False})
+
+    assert (answered.status_code, answered.headers["allow"]) == (405, "GET")
+
+
 async def test_the_answer_says_where_it_is(api: Api) -> None:
     answered = await api.client.post(HOOKS, json={"url": "https://hooks.example/"})
 
@@ -164,6 +171,7 @@ async def test_a_change_is_checked_like_a_registration(api: Api) -> None:
         {"url": "https://127.0.0.1/"},
         {"url": None},
         {"enabled": None},
+        {"enabled": 0},
         {"events": ["job.other"]},
         {"owner": "somebody"},
     ):
