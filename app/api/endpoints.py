@@ -39,6 +39,7 @@ from app.api.intake import (
     tell,
     sketch,
 )
+from app.api.paths import keep_apart
 from app.api.problems import documented
 from app.api.views import (
     etag_of,
@@ -58,6 +59,8 @@ from app.services.job_queries import JobFilter, JobRecord
 from app.services.media_links import Addresses
 
 router = APIRouter(route_class=GuardedRoute)
+
+keep_apart("job", "cancel", "retry", "delete", "download")
 
 LONGEST_WAIT = 60.0
 LONGEST_TRUST = 5.0  # seconds; a job that vanished is no news
@@ -328,7 +331,7 @@ async def retry(request: Request, job_id: Id) -> Response:
 
 
 @router.delete(
-    "/jobs/{job_id}",
+    "/jobs/{job_id:job}",
     status_code=204,
     response_class=Response,
     responses=documented(400, 404, 409, 503),

@@ -12,7 +12,6 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Row
-from starlette.convertors import StringConvertor, register_url_convertor
 from uuid_utils.compat import uuid7
 
 from app.api.deliveries import delivery_body, page_of, parse_id, read_one
@@ -25,6 +24,7 @@ from app.api.deps import (
     runtime_of,
 )
 from app.api.guard import GuardedRoute, admit_again, caller_of, needs
+from app.api.paths import keep_apart
 from app.api.problems import documented
 from app.api.views import respond
 from app.core.stopping import pause
@@ -39,13 +39,7 @@ from app.services.receivers import NewEndpoint, mint_secret
 log = structlog.get_logger("app.webhooks")
 
 
-class _NotReserved(StringConvertor):
-    """Leave the neighbours their names: `PATCH /webhooks/secret` is not about an endpoint."""
-
-    regex = "(?!(?:secret|deliveries)(?:/|$))[^/]+"
-
-
-register_url_convertor("endpoint", _NotReserved())
+keep_apart("endpoint", "secret", "deliveries")
 
 router = APIRouter(prefix="/webhooks", route_class=GuardedRoute, tags=["webhooks"])
 

@@ -134,7 +134,7 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, BaseRoute]]:
             continue
         for inner in router.routes:
             assert isinstance(inner, Route | APIRoute), "walk nested routers, too"
-            path = inner.path.replace(":endpoint}", "}")
+            path = re.sub(r":(endpoint|job)}", "}", inner.path)
             yield route.include_context.prefix + path, inner
 
 

@@ -62,6 +62,7 @@ async def test_a_dry_run_tells_all_and_makes_nothing(
     assert "negative_prompt was ignored" in found["warnings"][0]
     assert found["queue"] == {
         "pending": 0,
+        "is_paused": False,
         "starts_within_seconds": 0.0,
         "generates_in_seconds": None,
     }

@@ -254,6 +254,7 @@ async def test_with_everything_up_health_is_ok(api: Api, worker: None) -> None:
     assert health.components["database"].figures["size"] >= 1
     assert health.components["broker"].figures == {"waiting_bells": 0}
     assert health.components["queue"].figures == {
+        "state": "running",
         "pending": 0,
         "in_flight": 0,
         "oldest_due_seconds": 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -139,7 +140,9 @@ async def test_anothers_success_ends_a_row_of_trouble(make: Make) -> None:
 
 
 async def test_of_many_processes_one_sends_the_probe_and_closes_it(make: Make) -> None:
-    breakers = [make() for _ in range(6)]
+    # The probe is out for longer than this takes.
+    patient = replace(QUICK, probe_lease=SLOW.probe_lease)
+    breakers = [make(patient) for _ in range(6)]
     await fail(breakers[0], fatal=True)
 
     first = await probe_of(*breakers)

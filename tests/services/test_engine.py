@@ -604,8 +604,9 @@ async def test_an_engine_that_serves_no_more_says_so(
 
 
 async def test_a_look_that_tidies_up_after_its_settle_is_not_ended(
-    short_leases: None, rig: Rig, jobs: JobTable
+    monkeypatch: pytest.MonkeyPatch, rig: Rig, jobs: JobTable
 ) -> None:
+    monkeypatch.setattr(engine_module, "RENEW_EVERY", timedelta(milliseconds=100))
     (job_id,) = await _submit(jobs, 1)
     settled, tidied = asyncio.Event(), asyncio.Event()
     advance = rig.looks.advance

@@ -156,10 +156,8 @@ def test_a_picture_is_made_and_survives_a_restart(start: Callable[[], System]) -
     assert system.end(signal.SIGINT) < 5
     assert system.process.returncode == 0, system.said()
 
-    began = time.monotonic()
     again = start()
     again.wait_until_ready(within=30)
-    assert time.monotonic() - began <= 5, again.said()
     assert again.call(f"/status/{job['job_id']}")["status"] == "completed"
     assert again.fetch(done["image_path"]) == picture
     assert again.end(signal.SIGTERM) < 5
