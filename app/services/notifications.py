@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.notices import TEST
 from app.domain.redelivery import SCHEDULE
+from app.services.outbox import drop
 
 KEPT: Final = timedelta(days=30)
 MOST_RECEIVERS: Final = 1000  # looked at in one round
@@ -154,7 +155,7 @@ UPDATE notifications n SET
     END
 FROM sorted WHERE n.id = sorted.id AND n.id = ANY(:ids)
 RETURNING
-    n.id, n.claim_token, n.owner, n.receiver, n.endpoint_id, n.type, n.data, n.created_at,
+    n.id, n.claim_token, n.state, n.owner, n.receiver, n.endpoint_id, n.type, n.data, n.created_at,
     n.attempts, n.attempts - n.tried_before AS tries, coalesce(sorted.url, n.url) AS url,
     sorted.secret, sorted.previous, sorted.failing_since IS NOT NULL AS is_failing
 """).bindparams(
@@ -208,13 +209,16 @@ async def claim(
     """Take what is due, up to so many for each receiver, the oldest first.
 
     What was taken `most_tries` times since it was asked for ends as `failed`, and what has no
-    receiver any more as `dropped`.
+    receiver any more as `dropped`, together with more of the same.
     """
     asked = {"receivers": list(shares), "shares": list(shares.values())}
     ids = list((await conn.execute(_LOCK_DUE, asked)).scalars())
     if not ids:
         return []
-    rows = await conn.execute(_CLAIM, {"ids": ids, "lease": lease, "most": most_tries})
+    taken = {"ids": ids, "lease": lease, "most": most_tries}
+    rows = (await conn.execute(_CLAIM, taken)).all()
+    if closed := {row.receiver for row in rows if row.state == "dropped"}:
+        await drop(conn, sorted(closed))
     return [_dispatch(row) for row in rows if row.claim_token is not None]
 
 

@@ -23,7 +23,7 @@ from app.domain.errors import Conflict
 from app.domain.policy import Policy
 from app.domain.redelivery import SCHEDULE
 from app.services import courier as couriers
-from app.services import job_service, notifications, receivers
+from app.services import job_service, notifications, outbox, receivers
 from app.services.courier import EACH, OWNER, Courier
 from app.services.housekeeping import ForgetNotifications
 from app.services.job_records import ENDPOINTS
@@ -773,6 +773,28 @@ async def test_a_switched_off_or_removed_endpoint_is_sent_nothing(
     (row,) = await hooks.written()
     assert row.attempts == 0
     assert web.requests == []
+
+
+async def test_much_that_is_pending_is_dropped_bit_by_bit(
+    jobs: JobTable,
+    hooks: Hooks,
+    web: ScriptedServer,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever switches an endpoint off waits for a part of it; the courier drops the rest."""
+    monkeypatch.setattr(outbox, "DROPPED_AT_ONCE", 10)
+    endpoint = await hooks.register(f"{web.url}/hook", "job.created")
+    await jobs.submit(*(new_job() for _ in range(60)))
+
+    await hooks.change(endpoint.id, is_enabled=False)
+
+    assert await hooks.states() == {"dropped": 10, "pending": 50}
+    web.will(OK)
+    async with run(places=2):
+        await hooks.test(endpoint)
+        await settled(hooks, dropped=60, delivered=1)
+    assert len(web.requests) == 1
 
 
 async def test_a_test_is_tried_once_also_when_the_endpoint_is_off(
