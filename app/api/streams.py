@@ -30,7 +30,7 @@ from app.domain.errors import (
     Unavailable,
 )
 from app.services.live import Follower, JobFollower
-from app.services.listeners import Heard
+from app.services.listeners import TROUBLE, Heard
 
 MEDIA_TYPE: Final = "text/event-stream"
 HEARTBEAT: Final = timedelta(seconds=15)
@@ -128,10 +128,11 @@ class Streams:
         try:
             await admit_again(request)
             caller = caller_of(request)
-        except (Unauthorized, Forbidden):
+        except (Unauthorized, Forbidden, OverLimit):
+            # Over the limit of wrong keys, that is: a right one is asked about without.
             for stream in streams:
                 stream.end()
-        except ServiceError:
+        except (ServiceError, *TROUBLE):
             return  # nobody knows; and without the database there is nothing to tell
         else:
             for stream in streams:

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 _IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_CONNECT = timedelta(seconds=5)
+CONNECT = timedelta(seconds=5)
 _LOOKUPS = 8  # at once: strangers' name servers may take half a minute
 
 # Not public, and not (in every Python we support) known as such to `ipaddress`.
@@ -141,7 +141,7 @@ class GuardedSessions:
             headers={"User-Agent": self._user_agent},
             timeout=aiohttp.ClientTimeout(
                 total=None,
-                sock_connect=_CONNECT.total_seconds(),
+                sock_connect=CONNECT.total_seconds(),
                 sock_read=self._idle.total_seconds(),
             ),
         )

@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.core.batching import Batcher
 from app.core.counters import SharedCounters
 from app.core.crashpoints import Point, reach
-from app.core.guarded_http import was_refused
+from app.core.guarded_http import CONNECT, was_refused
 from app.core.patience import end
 from app.domain.errors import OutboundRefused, Unavailable
 from app.domain.notices import TEST
@@ -49,6 +49,10 @@ EACH: Final = 4  # places of one receiver
 OWNER: Final = 32  # places of all receivers of one owner
 MOST_READ: Final = (
     4096  # bytes of an answer; nobody is interested, but it ends the request
+)
+# A receiver may use all of our patience to think, and others are not let be silent for so long.
+_SILENCE: Final = aiohttp.ClientTimeout(
+    total=None, sock_connect=CONNECT.total_seconds()
 )
 _INSIST: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to settle
 _TROUBLE = (Unavailable, DBAPIError)
@@ -153,7 +157,10 @@ class Courier:
             )
             if not shares:
                 return
-            taken = await notifications.claim(conn, shares, lease=LEASE)
+            most_tries = len(self._policy.schedule)
+            taken = await notifications.claim(
+                conn, shares, lease=LEASE, most_tries=most_tries
+            )
         for dispatch in taken:
             task = asyncio.create_task(self._deliver(dispatch))
             self._under_way[task] = Receiver(dispatch.receiver, dispatch.owner)
@@ -196,6 +203,7 @@ class Courier:
                     data=letter.body,
                     headers=letter.headers,
                     allow_redirects=False,
+                    timeout=_SILENCE,
                 ) as response:
                     answer = _read(response.status, response.headers.get("Retry-After"))
                     with contextlib.suppress(aiohttp.ClientError, TimeoutError):

@@ -147,10 +147,10 @@ async def redeliver(
     when it would go nowhere.
     """
     row = await read(conn, notification_id, realm=realm)
-    if row.endpoint_id is not None and row.type != TEST:
+    if row.endpoint_id is not None:
         if row.is_enabled is None:
             raise Conflict("The endpoint was removed: there is nobody to send it to.")
-        if not row.is_enabled:
+        if not row.is_enabled and row.type != TEST:
             raise Conflict("The endpoint is disabled: enable it first.")
     statement = update(NOTIFICATIONS).where(
         NOTIFICATIONS.c.id == notification_id, _is_free

@@ -28,6 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.notices import TEST
+from app.domain.redelivery import SCHEDULE
+from app.services.outbox import drop
 
 KEPT: Final = timedelta(days=30)
 MOST_RECEIVERS: Final = 1000  # looked at in one round
@@ -90,7 +92,8 @@ def webhook_id_of(notification_id: UUID) -> str:
 # ------------------------------------------------------------------------------- claim
 
 # A few index entries for each receiver that has anything waiting, however much that is: the
-# recursion steps from one to the next.
+# recursion steps from one to the next.  Every owner's first before any owner's second: who has
+# more receivers than are looked at must not hide the others.
 _WAITING = text("""
 WITH RECURSIVE waiting AS (
     (
@@ -105,7 +108,12 @@ WITH RECURSIVE waiting AS (
         ORDER BY n.receiver, n.due_at LIMIT 1
     ) AS later
 )
-SELECT receiver, owner FROM waiting WHERE due_at <= now() ORDER BY due_at LIMIT :limit
+SELECT receiver, owner FROM (
+    SELECT receiver, owner, due_at,
+        row_number() OVER (PARTITION BY owner ORDER BY due_at) AS place
+    FROM waiting WHERE due_at <= now()
+) AS due
+ORDER BY place, due_at LIMIT :limit
 """)
 
 _LOCK_DUE = text("""
@@ -123,26 +131,31 @@ CROSS JOIN LATERAL (
 # can guess, and a wrong guess reads the whole table.
 #
 # What belongs to an endpoint that is gone or switched off goes nowhere.  A test does: it is
-# asked for, perhaps to see whether the endpoint may be switched on again.
+# asked for, perhaps to see whether the endpoint may be switched on again.  What was taken so often
+# and never settled ends its workers: it is given up.
 _CLAIM = text("""
-WITH sorted AS (
+WITH found AS (
     SELECT
         n.id, e.url, e.secret, e.failing_since,
         CASE WHEN e.previous_until > now() THEN e.previous_secret END AS previous,
-        n.endpoint_id IS NULL
-            OR coalesce(e.is_enabled OR n.type = :test, false) AS goes
+        n.endpoint_id IS NULL OR coalesce(e.is_enabled, false)
+            OR (e.id IS NOT NULL AND n.type = :test) AS is_wanted,
+        n.attempts - n.tried_before < :most AS may_try
     FROM notifications n LEFT JOIN endpoints e ON e.id = n.endpoint_id
     WHERE n.id = ANY(:ids)
-)
+),
+sorted AS (SELECT *, is_wanted AND may_try AS goes FROM found)
 UPDATE notifications n SET
     attempts = n.attempts + CASE WHEN sorted.goes THEN 1 ELSE 0 END,
     claim_token = CASE WHEN sorted.goes THEN gen_random_uuid() END,
     due_at = CASE WHEN sorted.goes THEN now() + :lease END,
     finished_at = CASE WHEN NOT sorted.goes THEN now() END,
-    state = CASE WHEN sorted.goes THEN 'pending' ELSE 'dropped' END
+    state = CASE
+        WHEN sorted.goes THEN 'pending' WHEN sorted.is_wanted THEN 'failed' ELSE 'dropped'
+    END
 FROM sorted WHERE n.id = sorted.id AND n.id = ANY(:ids)
 RETURNING
-    n.id, n.claim_token, n.owner, n.receiver, n.endpoint_id, n.type, n.data, n.created_at,
+    n.id, n.claim_token, n.state, n.owner, n.receiver, n.endpoint_id, n.type, n.data, n.created_at,
     n.attempts, n.attempts - n.tried_before AS tries, coalesce(sorted.url, n.url) AS url,
     sorted.secret, sorted.previous, sorted.failing_since IS NOT NULL AS is_failing
 """).bindparams(
@@ -153,7 +166,7 @@ RETURNING
 
 
 async def waiting(conn: AsyncConnection) -> list[Receiver]:
-    """Tell who has something due, whoever waited longest first."""
+    """Tell who has something due: one of each owner in turn, whoever waited longest first."""
     rows = await conn.execute(_WAITING, {"limit": MOST_RECEIVERS})
     return [Receiver(row.receiver, row.owner) for row in rows]
 
@@ -187,14 +200,25 @@ def share_out(
 
 
 async def claim(
-    conn: AsyncConnection, shares: Mapping[str, int], *, lease: timedelta
+    conn: AsyncConnection,
+    shares: Mapping[str, int],
+    *,
+    lease: timedelta,
+    most_tries: int = len(SCHEDULE),
 ) -> list[Dispatch]:
-    """Take what is due, up to so many for each receiver, the oldest first."""
+    """Take what is due, up to so many for each receiver, the oldest first.
+
+    What was taken `most_tries` times since it was asked for ends as `failed`, and what has no
+    receiver any more as `dropped`, together with more of the same.
+    """
     asked = {"receivers": list(shares), "shares": list(shares.values())}
     ids = list((await conn.execute(_LOCK_DUE, asked)).scalars())
     if not ids:
         return []
-    rows = await conn.execute(_CLAIM, {"ids": ids, "lease": lease})
+    taken = {"ids": ids, "lease": lease, "most": most_tries}
+    rows = (await conn.execute(_CLAIM, taken)).all()
+    if closed := {row.receiver for row in rows if row.state == "dropped"}:
+        await drop(conn, sorted(closed))
     return [_dispatch(row) for row in rows if row.claim_token is not None]
 
 

@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     Text,
     Uuid,
+    bindparam,
     case,
     cast,
     func,
@@ -30,7 +32,9 @@ from sqlalchemy import (
     select,
     type_coerce,
     union_all,
+    update,
 )
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.database import unnest
 from app.domain import notices
@@ -44,6 +48,7 @@ from app.services.job_records import ENDPOINTS, StoredOutput, table_of
 NOTIFICATIONS = table_of(tables.Notification)
 DELIVERIES = table_of(tables.Delivery)
 
+DROPPED_AT_ONCE: Final = 5000  # some tenth of a second; others wait meanwhile
 LONGEST_TEXT: Final = 1000  # characters of what a provider said
 
 COLUMNS: Final = (
@@ -93,6 +98,29 @@ INSERT_NOTICES = insert(NOTIFICATIONS).from_select(
     ],
     union_all(_own, _subscribed),
     include_defaults=False,
+)
+
+_PENDING = (
+    select(NOTIFICATIONS.c.id)
+    .where(
+        NOTIFICATIONS.c.receiver == func.any(bindparam("names", type_=ARRAY(Text())))
+    )
+    # What is being sent at this moment is settled by whoever sends it.
+    .where(NOTIFICATIONS.c.due_at.is_not(None))
+    # Tests go out all the same, to whoever is there.
+    .where(NOTIFICATIONS.c.type != notices.TEST)
+    .where(
+        NOTIFICATIONS.c.claim_token.is_(None) | (NOTIFICATIONS.c.due_at <= func.now())
+    )
+    # What is due first is left to the end, and so to a claim that is near.
+    .order_by(NOTIFICATIONS.c.due_at.desc())
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+_DROP = (
+    update(NOTIFICATIONS)
+    .where(NOTIFICATIONS.c.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    .values(state="dropped", due_at=None, claim_token=None, finished_at=func.now())
 )
 
 Notice = dict[str, Any]
@@ -179,6 +207,18 @@ def birth_notice(job: Any, born: datetime) -> Notice:
         "data": data,
         "created_at": born,
     }
+
+
+async def drop(conn: AsyncConnection, receivers: Sequence[str]) -> None:
+    """Drop what is pending for receivers that are sent nothing any more, `DROPPED_AT_ONCE`.
+
+    Of more than that the rest is dropped by those who claim it.  Does not commit.
+    """
+    asked = {"names": list(receivers), "limit": DROPPED_AT_ONCE}
+    # In two statements: how many there are nobody can guess, and a wrong guess reads the table.
+    ids = list((await conn.execute(_PENDING, asked)).scalars())
+    if ids:
+        await conn.execute(_DROP, {"ids": ids})
 
 
 def outputs_told(outputs: Sequence[StoredOutput]) -> list[dict[str, JSON]]:

@@ -15,7 +15,6 @@ from sqlalchemy import (
     Interval,
     Row,
     Select,
-    Text,
     Uuid,
     bindparam,
     delete,
@@ -30,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.core.signing import PREFIX
 from app.domain.errors import Conflict, NotFound
 from app.services.job_records import ENDPOINTS
-from app.services.outbox import NOTIFICATIONS, name_of_endpoint
+from app.services.outbox import drop, name_of_endpoint
 
 MOST_ENDPOINTS: Final = 50  # of one owner
 OVERLAP: Final = timedelta(hours=24)  # in which both secrets sign
@@ -107,7 +106,8 @@ async def change(
 ) -> Row[Any]:
     """Change `url`, `description`, `events` or `is_enabled`; raise `NotFound`.
 
-    Switching it off drops what it was to be sent; switching it on forgets why it was off.
+    Switching it off drops what it was to be sent (see `outbox.drop`); switching it on forgets
+    why it was off.
     """
     before = await read(conn, endpoint_id, realm=realm)
     values = dict(changes)
@@ -177,18 +177,6 @@ _SWITCH_OFF = (
 _SWITCH_OFF_DEAD = _SWITCH_OFF.where(
     ENDPOINTS.c.failing_since <= func.now() - bindparam("enough", type_=Interval())
 )
-_DROP = (
-    update(NOTIFICATIONS)
-    .where(
-        NOTIFICATIONS.c.receiver == func.any(bindparam("names", type_=ARRAY(Text())))
-    )
-    # What is being sent at this moment is settled by whoever sends it.
-    .where(NOTIFICATIONS.c.due_at.is_not(None))
-    .where(
-        NOTIFICATIONS.c.claim_token.is_(None) | (NOTIFICATIONS.c.due_at <= func.now())
-    )
-    .values(state="dropped", due_at=None, claim_token=None, finished_at=func.now())
-)
 
 
 async def mark_well(conn: AsyncConnection, endpoint_ids: Collection[UUID]) -> None:
@@ -227,8 +215,7 @@ async def switch_off_dead(
 
 async def _drop_pending(conn: AsyncConnection, endpoints: Sequence[Row[Any]]) -> None:
     if endpoints:
-        names = [name_of_endpoint(row.owner, row.id) for row in endpoints]
-        await conn.execute(_DROP, {"names": names})
+        await drop(conn, [name_of_endpoint(row.owner, row.id) for row in endpoints])
 
 
 def _within(query: Select[Any], realm: str | None) -> Select[Any]:

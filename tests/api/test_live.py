@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from app.core.patience import end
 from app.api import streams
 from app.domain import notices
 from app.domain.events import Generated, Progressed, Started, Stored
@@ -408,6 +409,33 @@ async def test_a_revoked_key_ends_its_streams_and_no_others(
             assert await of_job.all() == []
             other = await people.bob.post("/api/v1/generate", json={"prompt": "a hut"})
             assert (await his.next()).place == (other.json()["job_id"], 1)
+
+
+async def test_a_revoked_key_ends_its_streams_also_while_many_keys_are_wrong(
+    serve: Serve, sandbox: Sandbox
+) -> None:
+    """Whoever may try no more keys is no reason to go on telling them things."""
+    api: Api = await serve(sandbox, **KEYS_ON)
+    async with keyed(api) as people, asyncio.timeout(SOON):
+        stranger = await people.bearer("no-key-of-ours")
+
+        async def guess() -> int:
+            return (await stranger.get("/api/v1/jobs")).status_code
+
+        async def guess_on() -> None:
+            while True:
+                await guess()
+
+        async with streaming(people.alice, ALL) as hers:
+            while await guess() != 429:
+                pass
+            guessing = asyncio.create_task(guess_on())
+            await people.admin.delete(f"/api/v1/keys/{people.keys['alice'].key_id}")
+
+            try:
+                assert await hers.all() == []
+            finally:
+                await end(guessing)
 
 
 async def test_a_key_that_is_no_administrators_any_more_hears_no_others(

@@ -17,18 +17,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.core.counters import SharedCounters
+from app.core.guarded_http import GuardedSessions
 from app.core.links import LinkSigner
+from app.domain.errors import Conflict
 from app.domain.policy import Policy
 from app.domain.redelivery import SCHEDULE
 from app.services import courier as couriers
-from app.services import job_service, notifications
-from app.services.courier import EACH, Courier
+from app.services import job_service, notifications, outbox, receivers
+from app.services.courier import EACH, OWNER, Courier
 from app.services.housekeeping import ForgetNotifications
 from app.services.job_records import ENDPOINTS
 from app.services.ledger import Ledger
 from app.services.letters import LONGEST_BODY, Letters, OwnerSecrets
 from app.services.media_links import MediaLinks
-from app.services.notifications import Dispatch, Receiver, share_out
+from app.services.notifications import MOST_RECEIVERS, Dispatch, Receiver, share_out
 from app.services.outbound import Outbound
 from app.services.outbox import NOTIFICATIONS
 from tests.contracts.scripted_server import (
@@ -81,9 +83,15 @@ def run(
 
     @asynccontextmanager
     async def running(
-        *trusted: str, resolver: Names | None = None, **options: Any
+        *trusted: str,
+        resolver: Names | None = None,
+        idle: timedelta = timedelta(seconds=15),
+        **options: Any,
     ) -> AsyncIterator[Courier]:
         outbound = Outbound((f"127.0.0.1:{web.port}", *trusted), resolver=resolver)
+        outbound.sessions = GuardedSessions(
+            max_connections=64, resolver=resolver, idle=idle
+        )
         redis = Redis.from_url(redis_url)
         courier = Courier(
             ledger=Ledger(engine, Policy()),
@@ -506,6 +514,24 @@ async def test_a_receiver_that_says_nothing_is_waited_for_and_no_longer(
     assert (one.status_code, one.error) == (None, "No answer in time.")
 
 
+async def test_a_receiver_may_think_for_as_long_as_it_is_promised(
+    jobs: JobTable, hooks: Hooks, web: ScriptedServer, run: Run
+) -> None:
+    """Longer than others whom we call may be silent."""
+    await end(jobs, webhook_url=f"{web.url}/own")
+
+    async def later(request: Any, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.5)
+        await OK(request, writer)
+
+    web.will(later)
+    async with run(idle=timedelta(seconds=0.1)):
+        await settled(hooks, delivered=1)
+
+    (row,) = await hooks.written()
+    assert row.attempts == 1
+
+
 async def test_a_success_is_one_however_the_answer_goes_on(
     jobs: JobTable, hooks: Hooks, web: ScriptedServer, run: Run
 ) -> None:
@@ -544,6 +570,30 @@ async def settled_one(hooks: Hooks) -> None:
         return bool(await hooks.written(state="delivered"))
 
     await wait_for_async(is_there, within=20, what="the other one arrives")
+
+
+async def test_an_owner_with_very_many_receivers_hides_nobody(
+    engine: AsyncEngine, jobs: JobTable, hooks: Hooks
+) -> None:
+    """However many of one owner's have waited longer, others are among those dealt to."""
+    job_ids = await jobs.submit(
+        *(
+            new_job(owner="alice", webhook_url=f"https://h{number}.example/own")
+            for number in range(MOST_RECEIVERS + 1)
+        )
+    )
+    async with engine.begin() as conn:
+        cancels = [_cancel(job_id) for job_id in job_ids]
+        await job_service.transition(conn, cancels, policy=Policy())
+    await hooks.age(timedelta(minutes=1))
+    await end(jobs, webhook_url=OWN, owner="bob")
+
+    async with engine.connect() as conn:
+        waiting = await notifications.waiting(conn)
+
+    shares = share_out(96, waiting, [], each=EACH, owner=OWNER)
+    assert shares["bob own.example"] == EACH
+    assert sum(shares.values()) == OWNER + EACH
 
 
 def test_places_are_dealt_in_rounds_within_bounds() -> None:
@@ -593,6 +643,24 @@ async def test_what_was_sent_and_not_settled_is_sent_again_under_its_id(
     (row,) = await hooks.written()
     assert row.attempts == 2
     assert [one.number for one in await hooks.tries(row.id)] == [2]
+
+
+async def test_one_that_ends_its_worker_each_time_is_given_up(
+    jobs: JobTable, hooks: Hooks, web: ScriptedServer, run: Run
+) -> None:
+    await end(jobs, webhook_url=f"{web.url}/own")
+    for _ in SCHEDULE:
+        await take(hooks, timedelta(0))  # and never a word of it again
+
+    async with run():
+        await settled(hooks, failed=1)
+
+    (row,) = await hooks.written()
+    assert row.attempts == len(SCHEDULE)
+    assert web.requests == []
+    await hooks.redeliver(row.id)
+    async with run():
+        await settled(hooks, delivered=1)
 
 
 async def test_a_settle_without_its_claim_changes_nothing_but_the_log(
@@ -707,6 +775,28 @@ async def test_a_switched_off_or_removed_endpoint_is_sent_nothing(
     assert web.requests == []
 
 
+async def test_much_that_is_pending_is_dropped_bit_by_bit(
+    jobs: JobTable,
+    hooks: Hooks,
+    web: ScriptedServer,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever switches an endpoint off waits for a part of it; the courier drops the rest."""
+    monkeypatch.setattr(outbox, "DROPPED_AT_ONCE", 10)
+    endpoint = await hooks.register(f"{web.url}/hook", "job.created")
+    await jobs.submit(*(new_job() for _ in range(60)))
+
+    await hooks.change(endpoint.id, is_enabled=False)
+
+    assert await hooks.states() == {"dropped": 10, "pending": 50}
+    web.will(OK)
+    async with run(places=2):
+        await hooks.test(endpoint)
+        await settled(hooks, dropped=60, delivered=1)
+    assert len(web.requests) == 1
+
+
 async def test_a_test_is_tried_once_also_when_the_endpoint_is_off(
     hooks: Hooks, web: ScriptedServer, run: Run
 ) -> None:
@@ -721,6 +811,25 @@ async def test_a_test_is_tried_once_also_when_the_endpoint_is_off(
 
     assert verified(web.requests[0], endpoint.secret)["type"] == "webhook.test"
     assert len(web.requests) == 2
+
+
+async def test_a_test_of_an_endpoint_that_is_gone_goes_nowhere(
+    engine: AsyncEngine, hooks: Hooks, web: ScriptedServer, run: Run
+) -> None:
+    endpoint = await hooks.register(f"{web.url}/hook")
+    async with engine.begin() as conn:
+        await receivers.remove(conn, endpoint.id, realm=None)
+    # It was being written while the endpoint was removed.
+    made = await hooks.test(endpoint)
+
+    async with run():
+        await settled(hooks, dropped=1)
+
+    (row,) = await hooks.written()
+    assert row.attempts == 0
+    with pytest.raises(Conflict):
+        await hooks.redeliver(made)
+    assert web.requests == []
 
 
 async def test_asked_for_again_it_has_all_its_tries_again(

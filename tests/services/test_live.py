@@ -380,6 +380,23 @@ async def test_of_an_unknown_job_nothing_is_heard(scene: Scene) -> None:
         assert follower.is_over
 
 
+async def test_who_only_asks_what_there_is_does_not_wait_for_the_database(
+    scene: Scene,
+) -> None:
+    (job_id,) = await scene.jobs.submit()
+    async with scene.live.follow_job(job_id) as follower:
+        async with scene.engine.begin() as conn:
+            await conn.execute(text("ALTER TABLE job_events RENAME TO away"))
+
+        async with asyncio.timeout(SOON):
+            assert await follower.heard(0) == ()
+        assert not follower.is_over
+
+        async with scene.engine.begin() as conn:
+            await conn.execute(text("ALTER TABLE away RENAME TO job_events"))
+        assert [one.version for one in await events(follower, 1)] == [1]
+
+
 async def test_a_job_is_told_of_while_an_old_transaction_keeps_the_log_unsettled(
     scene: Scene,
 ) -> None:
