@@ -50,13 +50,13 @@ _REDOC_STYLES: Final = (
 _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-@machines.get("/")
+@machines.api_route("/", methods=["GET", "HEAD"])
 async def welcome() -> RedirectResponse:
     """Lead a program to the documentation."""
     return RedirectResponse("/docs")
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=["GET", "HEAD"])
 async def swagger(request: Request) -> HTMLResponse:
     """Show every route, ready to be tried."""
     app, root = _place(request)

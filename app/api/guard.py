@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 
 from app.api import problems
+from app.api.origins import may_write
 from app.api.rates import charge
 from app.domain.access import Caller, Scope
 from app.domain.errors import Forbidden, Unauthorized
@@ -98,6 +99,8 @@ class GuardedRoute(APIRoute):
 
 async def admit(request: Request, runtime: Runtime, scope: Scope) -> Caller:
     """Find out who calls, and let them in; raise `Unauthorized`, `Forbidden`, `OverLimit`."""
+    if not runtime.gatekeeper.demands_keys:
+        demand_origin(request, runtime)
     caller = await identify_by_headers(request, runtime)
     await charge(request, runtime, caller)
     demand(caller, scope)
@@ -123,6 +126,16 @@ async def identify_by_headers(request: Request, runtime: Runtime) -> Caller:
     gatekeeper = runtime.gatekeeper
     secret = read_secret(request.headers) if gatekeeper.demands_keys else None
     return await gatekeeper.identify(secret, address_of(request))
+
+
+def demand_origin(request: Request, runtime: Runtime) -> None:
+    """Raise `Forbidden` for a write that a page of another site has sent, or may have."""
+    if not may_write(request, runtime.settings):
+        raise Forbidden(
+            "A browser sent this from a page that is not known to be ours. If it is, name its"
+            " address in PUBLIC_BASE_URL or CORS_ORIGINS.",
+            code="foreign_origin",
+        )
 
 
 def demand(caller: Caller, scope: Scope) -> None:

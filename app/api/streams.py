@@ -46,7 +46,7 @@ class _Open:
     """One open stream: who has it, who may, and how it is ended."""
 
     request: Request
-    credentials: tuple[str | None, ...]  # empty: nobody is asked for any
+    credentials: tuple[object, ...]  # empty: nobody is asked for any
     may: Callable[[Caller], bool]
     end: Callable[[], None]
 
@@ -117,7 +117,7 @@ class Streams:
             self._admitting = None
 
     def _by_credentials(self) -> list[list[_Open]]:
-        found: dict[tuple[str | None, ...], list[_Open]] = {}
+        found: dict[tuple[object, ...], list[_Open]] = {}
         for stream in self._open:
             if stream.credentials:
                 found.setdefault(stream.credentials, []).append(stream)
@@ -152,19 +152,23 @@ def _key_of(request: Request) -> str:
     return str(caller.key_id or caller.name)
 
 
-def _credentials_of(request: Request) -> tuple[str | None, ...]:
-    """Give all that a request says of who makes it, where keys are demanded."""
+def _credentials_of(request: Request) -> tuple[object, ...]:
+    """Give all that a request says of who makes it, where keys are demanded.
+
+    Pages and the JSON API believe different ones: equal headers need not mean equal callers.
+    """
     if not _demands_keys(request):
         return ()
     names = ("authorization", "x-api-key", "cookie")
-    return tuple(request.headers.get(name) for name in names)
+    believed = request.scope.get("identify")
+    return (believed, *(request.headers.get(name) for name in names))
 
 
 class EventStream(Response):
     """Tells what a follower hears, until it is over or the time is up.
 
     `stack` is left at the end, whatever happens.  `write` makes the text of one thing heard;
-    `position` is told as the id whenever it moved without an event.
+    `position` is told as the id whenever it moved without an event; `first` comes before all.
     """
 
     def __init__(
@@ -175,6 +179,7 @@ class EventStream(Response):
         *,
         position: Callable[[], str | None],
         seconds: float | None,
+        first: bytes = b"",
     ) -> None:
         super().__init__(
             headers={
@@ -189,6 +194,7 @@ class EventStream(Response):
         self._write = write
         self._position = position
         self._seconds = seconds
+        self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
@@ -220,6 +226,7 @@ class EventStream(Response):
         text = b"retry: %d\n" % (RETRY / timedelta(milliseconds=1))
         # A client that is cut off before its first event must know where to go on.
         text += b"\n" if told is None else _ID_CHANGED % told.encode()
+        text += self._first
         while True:
             await send({"type": "http.response.body", "body": text, "more_body": True})
             patience = HEARTBEAT.total_seconds()

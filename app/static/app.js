@@ -81,6 +81,22 @@ document.documentElement.classList.add("js");
     }
   });
 
+  // ------------------------------------------------------------------------------- forms
+
+  // A form that leads on is sent once, however often its button is pressed meanwhile.  One that
+  // brings a file stays where it is, and may be sent again.
+  const MEANWHILE = 3000;
+
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (event.defaultPrevented || form.method !== "post") return;
+    if (Date.now() - Number(form.dataset.sent ?? 0) < MEANWHILE) event.preventDefault();
+    else form.dataset.sent = Date.now();
+  });
+  window.addEventListener("pageshow", () => {
+    for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
+  });
+
   // -------------------------------------------------------------------------------- htmx
 
   // What is no page of ours (a refusal before any route, a proxy's) is not put into one.

@@ -107,7 +107,7 @@ class Form:
 # ------------------------------------------------------------------------------ the page
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 @needs(Scope.READ)
 async def home(
     request: Request,

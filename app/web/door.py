@@ -201,8 +201,7 @@ def _turn_away(request: Request, error: ServiceError) -> Response:
     if not isinstance(error, Unauthorized):
         return refuse(request, error)
     if is_htmx(request):
-        there = urlsplit(request.headers.get("hx-current-url", "/"))
-        address = signin_address(there.path, there.query)
+        address = signin_address(*_place_of(request))
         return Response(
             status_code=401,
             headers={"HX-Redirect": address, "Cache-Control": "no-store"},
@@ -213,6 +212,15 @@ def _turn_away(request: Request, error: ServiceError) -> Response:
     return Response(
         status_code=303, headers={"Location": address, "Cache-Control": "no-store"}
     )
+
+
+def _place_of(request: Request) -> tuple[str, str]:
+    """Give the path and query of the page that htmx asks from."""
+    try:
+        there = urlsplit(request.headers.get("hx-current-url", "/"))
+    except ValueError:  # no address of a page
+        return "/", ""
+    return there.path or "/", there.query
 
 
 def signin_address(path: str, query: str) -> str:

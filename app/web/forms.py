@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
 from app.api.bodies import BODY_LIMIT, timed_chunks
+from app.api.guard import demand_origin
+from app.api.origins import is_ours
 from app.domain.errors import Forbidden
 from app.runtime import Runtime
 from app.web.cookies import holder_of
@@ -66,18 +68,11 @@ async def take_form(request: Request, most_files: int) -> None:
 
 def _demand_origin(request: Request) -> None:
     """Refuse what a browser says comes from elsewhere."""
-    said = request.headers.get("sec-fetch-site")
-    if said is not None and said not in ("same-origin", "none"):
-        raise _forged("It was sent from another site.")
-    origin = request.headers.get("origin")
-    if origin is None:
-        return
     runtime: Runtime = request.app.state.runtime
-    ours = {request.url.netloc}
-    if runtime.settings.public_base_url:
-        ours.add(urlsplit(runtime.settings.public_base_url).netloc)
-    if urlsplit(origin).netloc not in ours:
+    if not is_ours(request, runtime.settings):
         raise _forged("It was sent from another site.")
+    if not runtime.gatekeeper.demands_keys:
+        demand_origin(request, runtime)
 
 
 def _demand_token(request: Request, token: str) -> None:
@@ -95,7 +90,10 @@ def _forged(reason: str) -> Forbidden:
 
 
 async def _read_form(request: Request, most_files: int) -> FormData:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given, options = parse_options_header(request.headers.get("content-type"))
+    kind = given.decode("latin-1").strip().lower()
+    if options.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise HTTPException(415, "Send the form in UTF-8.")
     if kind not in _FORMS:
         if not request.headers.get("content-length", "0").strip("0"):
             return FormData()  # a button of htmx with nothing to say

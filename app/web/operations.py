@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from app.api import acts, queue
@@ -42,7 +42,11 @@ _PHASES: Final = (
 
 @router.get(PATH)
 @needs(Scope.ADMIN)
-async def operations(request: Request, again: str = "", tried: str = "") -> Response:
+async def operations(
+    request: Request,
+    again: Annotated[str, Query(max_length=9)] = "",
+    tried: Annotated[str, Query(max_length=9)] = "",
+) -> Response:
     """Show everything; `again` of the `tried` jobs have just been accepted once more."""
     context = await _now(request) | await _failures(request) | await _trends(request)
     notice = None
@@ -85,6 +89,8 @@ async def pause(request: Request) -> Response:
     reason = " ".join(text_of(form_of(request), "reason").split())
     if not reason:
         raise InvalidRequest("Say why, for whoever finds the queue paused.")
+    if not _is_plain(reason):
+        raise InvalidRequest("The reason has characters that cannot be shown.")
     if len(reason) > REASON_LIMIT:
         raise InvalidRequest(f"The reason has more than {REASON_LIMIT} characters.")
     await queue.pause(request, reason)
@@ -111,6 +117,8 @@ async def _switched(request: Request) -> Response:
 async def retry_group(request: Request) -> Response:
     """Run the oldest jobs of a group again, as many as is allowed in one go."""
     code = text_of(form_of(request), "code")
+    if not _is_plain(code):
+        raise InvalidRequest("There is no such group.", field="code")
     runtime = runtime_of(request)
     async with runtime.operations.taking(code) as job_ids:
         results = await acts.retry_many(request, job_ids)
@@ -126,6 +134,10 @@ async def retry_group(request: Request) -> Response:
         **await _failures(request),
     )
     return response
+
+
+def _is_plain(text: str) -> bool:
+    return all(" " <= one != "\x7f" for one in text)
 
 
 def _told(accepted: int, tried: int) -> str:

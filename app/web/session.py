@@ -24,7 +24,7 @@ router = APIRouter(route_class=PageRoute)
 _LOCAL: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}", re.ASCII)
 
 
-@router.get("/signin")
+@router.api_route("/signin", methods=["GET", "HEAD"])
 @open_to_all
 async def signin(
     request: Request, next: Annotated[str, Query(max_length=4000)] = "/"

@@ -85,6 +85,7 @@ NEEDED = {
 # The same for pages, which believe the cookie of who is signed in; None: open to all.
 PAGES: dict[str, Scope | None] = {
     "GET /": Scope.READ,
+    "HEAD /": Scope.READ,
     "GET /jobs/{job_id}": Scope.READ,
     "GET /ui/gallery": Scope.READ,
     "GET /ui/cards": Scope.READ,
@@ -99,6 +100,7 @@ PAGES: dict[str, Scope | None] = {
     "POST /ui/jobs/{job_id}/delete": Scope.GENERATE,
     "POST /ui/jobs/{job_id}/download": Scope.READ,
     "GET /signin": None,
+    "HEAD /signin": None,
     "POST /signin": None,
     "POST /signout": None,
     "GET /operations": Scope.ADMIN,

@@ -145,6 +145,21 @@ async def test_a_picture_is_dropped_shown_and_taken_away(
     assert len((await newest(api))["parameters"]["input_images"]) == 1
 
 
+async def test_a_picture_that_is_dropped_is_sent_once(api: Api, visit: Visit) -> None:
+    page = await visit(api, f"/?model={EDIT}")
+    sent: list[str] = []
+    page.on("request", lambda one: sent.append(one.url))
+    picture = base64.b64encode(draw(6, kind="PNG")).decode()
+    box = await page.locator("[data-drop]").first.element_handle()
+
+    await page.evaluate(DROP, [box, "fox.png", "image/png", picture])
+    await expect(page.locator(".picked img")).to_have_count(1)
+    await page.wait_for_load_state("networkidle")
+
+    assert sum(one.endswith("/ui/pictures") for one in sent) == 1
+    await expect(page.locator(".picked img")).to_have_count(1)
+
+
 async def test_a_file_that_is_no_picture_is_refused_beside_the_field(
     api: Api, visit: Visit
 ) -> None:

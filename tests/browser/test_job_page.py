@@ -103,6 +103,26 @@ async def test_again_and_another_seed_lead_to_the_new_job(
     assert 5 in seeds and len(seeds) == 2
 
 
+async def test_a_button_that_is_pressed_twice_buys_once(
+    quiet: Api, visit: Visit
+) -> None:
+    job_id = await completed(quiet, seed=4)
+    page = await visit(quiet, f"/jobs/{job_id}")
+    press = """(button) => {
+      const kept = [];
+      addEventListener("submit", (event) => kept.push(event.defaultPrevented));
+      for (let time = 0; time < 3; time++) button.click();
+      return kept;
+    }"""
+
+    kept = await page.get_by_role("button", name="Run again").evaluate(press)
+
+    assert kept == [False, True, True]
+    await expect(page).not_to_have_url(f"{quiet.origin}/jobs/{job_id}")
+    jobs = (await quiet.client.get("/api/v1/jobs")).json()["items"]
+    assert len(jobs) == 2
+
+
 async def test_the_command_is_copied(quiet: Api, visit: Visit) -> None:
     job_id = await completed(quiet, prompt=PROMPT)
     page = await visit(quiet, f"/jobs/{job_id}")

@@ -392,6 +392,16 @@ async def test_an_address_that_leads_nowhere_is_a_page_for_people(
         assert other.headers["content-type"] == "application/problem+json"
 
 
+async def test_whoever_asks_from_no_place_is_led_to_the_first_page(
+    browser: Browsing,
+) -> None:
+    odd = {"HX-Request": "true", "HX-Current-URL": "http://["}
+
+    answer = await browser.get("/ui/cards", **odd)
+
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (401, "/signin")
+
+
 async def test_a_piece_that_is_refused_becomes_a_note(alice: Browsing) -> None:
     answer = await alice.htmx("/signout", {"csrf_token": "wrong"})
 

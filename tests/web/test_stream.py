@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,11 +12,11 @@ import httpx
 import pytest
 
 from app.domain.events import Progressed, Started
-from app.web import stream
 from sandbox.runner import Sandbox
 from tests.api.conftest import Serve, emptied
 from tests.api.keyed import KEYS_ON, keyed
 from tests.api.served import Api
+from tests.support.waiting import wait_for_async
 from tests.support.jobs import JobTable, new_job
 from tests.web.visitor import Visitor, visiting
 
@@ -92,9 +93,8 @@ async def test_a_position_nobody_gave_resets_the_page(api: Api) -> None:
 
 
 async def test_one_hears_of_ones_own_and_only_while_the_key_is_valid(
-    serve: Serve, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, sandbox: Sandbox
 ) -> None:
-    monkeypatch.setattr(stream, "SILENCE", 0.2)
     api: Api = await serve(sandbox, **KEYS_ON)
     jobs = JobTable(api.app.state.runtime.database)
     async with keyed(api) as people, visiting(api) as bob:
@@ -111,3 +111,45 @@ async def test_one_hears_of_ones_own_and_only_while_the_key_is_valid(
 
         assert heard[0] == str(own)
         assert (await bob.get("/ui/events")).status_code == 303
+
+
+async def test_open_pages_are_counted_and_bounded_as_all_streams(
+    serve: Serve, sandbox: Sandbox
+) -> None:
+    api: Api = await serve(sandbox, **KEYS_ON, max_event_streams_per_key=1)
+    async with keyed(api) as people, visiting(api) as bob:
+        await bob.sign_in(people.keys["bob"].key)
+        async with listening(bob):
+            assert api.app.state.streams.count == 1
+            assert (await bob.get("/ui/events")).status_code == 429
+            # The key's, wherever it listens.
+            there = await people.bob.get("/api/v1/events")
+            assert there.status_code == 429
+
+        async def is_closed() -> bool:
+            return bool(api.app.state.streams.count == 0)
+
+        await wait_for_async(is_closed, within=20, what="the stream is closed")
+        async with listening(bob):
+            pass
+
+
+async def test_equal_headers_of_a_page_and_a_program_are_not_one_caller(
+    serve: Serve, sandbox: Sandbox
+) -> None:
+    """A page believes the cookie, the API the key: one must not keep the other alive."""
+    api: Api = await serve(sandbox, **KEYS_ON)
+    async with keyed(api) as people, visiting(api) as browser:
+        await browser.sign_in(people.keys["alice"].key)
+        browser.client.headers["Authorization"] = f"Bearer {people.keys['bob'].key}"
+        both = [
+            browser.client.stream("GET", path, timeout=30)
+            for path in ("/ui/events", "/api/v1/events")
+        ]
+        async with both[0] as of_alice, both[1] as of_bob:
+            assert (of_alice.status_code, of_bob.status_code) == (200, 200)
+            await people.admin.delete(f"/api/v1/keys/{people.keys['bob'].key_id}")
+            async with asyncio.timeout(20):
+                async for _ in of_bob.aiter_raw():
+                    pass
+            assert api.app.state.streams.count == 1
