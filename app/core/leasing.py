@@ -16,9 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.core.database import DISCONNECTED
 
-_TRY = text("SELECT pg_try_advisory_lock(:key)")
+# A frozen process keeps its connections, and so its locks, for ever.  So the lock comes with its
+# limit, in one statement: whoever freezes right behind it must lose it, too.
+_TRY = text("""
+WITH place AS MATERIALIZED (SELECT pg_try_advisory_lock(:key) AS is_taken)
+SELECT
+    is_taken,
+    CASE WHEN is_taken THEN set_config('idle_session_timeout', :limit, false) END
+FROM place
+""")
 _PING = text("SELECT 1")
-_END_IN_SILENCE = text("SELECT set_config('idle_session_timeout', :limit, false)")
 
 
 class Leadership:
@@ -54,18 +61,16 @@ class Leadership:
             if self._conn is not None:
                 await self._conn.execute(_PING)
                 return True
+            limit = f"{self._silence // timedelta(milliseconds=1)}ms"
             conn = await self._engine.connect()
             try:
                 conn = await conn.execution_options(isolation_level="AUTOCOMMIT")
-                taken = await conn.scalar(_TRY, {"key": self._key})
+                taken = await conn.scalar(_TRY, {"key": self._key, "limit": limit})
             except BaseException:
                 await conn.invalidate()
                 raise
             if taken:
                 self._conn = conn
-                # A frozen process keeps its connections, and so its locks, for ever.
-                limit = f"{self._silence // timedelta(milliseconds=1)}ms"
-                await conn.execute(_END_IN_SILENCE, {"limit": limit})
                 return True
             await conn.close()
             return False
