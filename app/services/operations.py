@@ -151,20 +151,27 @@ class _Remembered(Generic[T]):
         self._ask = ask
         self._life = life.total_seconds()
         self._known: tuple[float, T] | None = None
+        self._changes = 0
         self._asking = asyncio.Lock()
 
     async def __call__(self) -> T:
         async with self._asking:
             if self._known is None or time.monotonic() - self._known[0] >= self._life:
-                try:
-                    found = await within(PATIENCE, self._ask())
-                except TimeoutError as error:
-                    raise Unavailable(
-                        "The database does not answer in time."
-                    ) from error
-                self._known = (time.monotonic(), found)
+                return await self._ask_anew()
             return self._known[1]
 
+    async def _ask_anew(self) -> T:
+        changes = self._changes
+        try:
+            found = await within(PATIENCE, self._ask())
+        except TimeoutError as error:
+            raise Unavailable("The database does not answer in time.") from error
+        # What was asked for before a change is no answer for whoever comes after it.
+        if changes == self._changes:
+            self._known = (time.monotonic(), found)
+        return found
+
     def forget(self) -> None:
-        """Ask anew next time."""
+        """Ask anew next time, even if an answer is just under way."""
         self._known = None
+        self._changes += 1

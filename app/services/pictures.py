@@ -24,7 +24,7 @@ MAX_PIXELS: Final = 8192 * 8192
 """The most pixels we decode, all frames of an animation together.
 
 Four times the largest output known to us (seedream-4 makes 4096 x 4096: replicate-api.md
-section 13); decoded it takes 256 MiB of memory as RGBA.
+section 13); decoded it takes 256 MiB of memory as RGBA, and a JPEG in several scans 400.
 """
 
 CPU_TIME: Final = timedelta(seconds=10)
@@ -54,7 +54,7 @@ _BROKEN: Final = (
     zlib.error,
 )
 _LARGE: Final = 4096 * 4096  # pixels, 64 MiB of memory
-_ONE_LARGE: Final = Lock()  # decoded at a time: kilobytes can demand 256 MiB
+_ONE_LARGE: Final = Lock()  # decoded at a time: kilobytes can demand 400 MiB
 
 _BOMB: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -173,13 +173,14 @@ def _decode(picture: Image.Image) -> None:
             # into pixels, which cannot fail and takes more than half of the time
             # (libjpeg-turbo 3.2, src/jdhuff.c and src/jdphuff.c).
             picture.draft(None, (max(1, width // 8), max(1, height // 8)))
-        with room_for(*picture.size):
+        # Of its whole size: a JPEG in several scans keeps all its codes until the last one.
+        with room_for(width, height, one=_ONE_LARGE):
             picture.load()
 
 
-def room_for(width: int, height: int) -> AbstractContextManager[object]:
-    """Wait until the memory for so many pixels may be taken."""
-    return _ONE_LARGE if width * height > _LARGE else nullcontext()
+def room_for(width: int, height: int, *, one: Lock) -> AbstractContextManager[object]:
+    """Wait until the memory for so many pixels may be taken; `one` large has it at a time."""
+    return one if width * height > _LARGE else nullcontext()
 
 
 class _Watched:

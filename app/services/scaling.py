@@ -1,7 +1,7 @@
 """Make small pictures of large ones, and say which colour they have on the whole.  Pure.
 
 Takes tens of milliseconds of CPU: call it in a thread.  Time, pixels and memory are bounded, as
-when a picture came in (`pictures`): a large one is taken in strips.
+when a picture came in (`pictures`): a large one is taken in strips, and one at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import IO, Final
 
 from PIL import Image
@@ -19,6 +20,8 @@ from app.services.pictures import JPEG, opened, refuse_large, room_for
 _QUALITY: Final = 80
 _STRIP: Final = 4 * 1024 * 1024  # pixels
 _LONGEST_PROFILE: Final = 16 * 1024  # bytes
+# Not the one of `pictures`: what comes in must never wait for a thread that gives way to others.
+_ONE_LARGE: Final = Lock()
 _ORIENTATION: Final = 0x0112  # the tag of Exif
 # What is raised for data about a picture that make no sense.
 _NONSENSE: Final = (
@@ -51,11 +54,12 @@ def scale_down(file: IO[bytes], widths: Sequence[int]) -> Scaled:
     """
     largest = max(widths)
     with opened(file) as (kind, picture):
-        refuse_large(*picture.size)
+        width, height = picture.size
+        refuse_large(width, height)
         if kind is JPEG:
             # Decoded at a fraction of its size, never below what is needed.
             picture.draft("RGB", (largest, largest))
-        with room_for(*picture.size):
+        with room_for(width, height, one=_ONE_LARGE):
             picture.load()
             small = _shrunk(picture, largest)
         turn = _UPRIGHT.get(_orientation(picture))

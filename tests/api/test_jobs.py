@@ -105,15 +105,27 @@ async def test_waiting_goes_on_while_the_job_only_changes(
     api: Api, jobs: JobTable
 ) -> None:
     (job_id,) = await jobs.submit()
-    waiting = asyncio.create_task(read(api, job_id, params={"wait": 0.8}))
-    await read(api, job_id)
+    known = {"if-none-match": (await read(api, job_id)).headers["etag"]}
+    waiting = asyncio.create_task(read(api, job_id, params={"wait": 60}))
+    watching = asyncio.create_task(
+        read(api, job_id, params={"wait": 60}, headers=known)
+    )
+    listeners = api.app.state.runtime.live._of_jobs
 
+    async def both_wait() -> bool:
+        return len(listeners.get(job_id, ())) == 2
+
+    await wait_for_async(both_wait, within=30, what="both wait")
     await jobs.claim_one(job_id)
-    began = time.monotonic()
-    answer = await waiting
+    assert (await watching).json()["status"] == "processing"
+    await read(api, job_id)
+    assert not waiting.done()
 
+    waiting.cancel()
+    began = time.monotonic()
+    answer = await read(api, job_id, params={"wait": 0.3})
     assert answer.json()["status"] == "processing"
-    assert time.monotonic() - began > 0.4
+    assert time.monotonic() - began >= 0.3
 
 
 async def test_whoever_knows_the_job_waits_for_any_change(

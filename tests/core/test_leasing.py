@@ -1,10 +1,12 @@
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import await_only
 
 from app.core.database import open_engine
 from app.core.leasing import Leadership
@@ -121,3 +123,32 @@ async def test_whoever_falls_silent_loses_the_place_and_notices(
 
         assert not await frozen.confirm()
         assert not frozen.is_held
+
+
+async def test_whoever_freezes_with_the_answer_in_its_hands_loses_the_place(
+    engine: AsyncEngine, rival_engine: AsyncEngine
+) -> None:
+    def freeze(*arguments: object) -> None:
+        if "pg_try_advisory_lock" in str(arguments[2]):
+            frozen.set()
+            await_only(asyncio.Event().wait())
+
+    frozen = asyncio.Event()
+    event.listen(engine.sync_engine, "after_cursor_execute", freeze)
+    first = Leadership(engine, KEY, silence=timedelta(milliseconds=200))
+    taking = asyncio.create_task(first.confirm())
+    await asyncio.wait_for(frozen.wait(), 30)
+
+    async with Leadership(rival_engine, KEY) as other:
+        await wait_for_async(other.confirm, within=10, what="another leads")
+    taking.cancel()
+    await asyncio.wait([taking])
+
+
+async def test_trying_in_vain_leaves_no_limit_behind(
+    engine: AsyncEngine, rival_engine: AsyncEngine
+) -> None:
+    async with Leadership(engine, KEY) as first, Leadership(rival_engine, KEY) as other:
+        assert [await first.confirm(), await other.confirm()] == [True, False]
+        async with rival_engine.connect() as conn:
+            assert await conn.scalar(text("SHOW idle_session_timeout")) == "0"

@@ -309,27 +309,30 @@ async def test_takers_together_get_all_there_is_and_no_more(
     assert total <= burst + per_second * spent + 1
 
 
+# Each goes on until it was let through and refused, however slow the machine is: with a bucket
+# that is never empty nothing would be shown.  For the same reason Redis is never taken to be away.
 PROGRAM = """
 import asyncio, sys, time
+from datetime import timedelta
 from redis.asyncio import Redis
 from app.core.lifeline import Lifeline
 from app.core.quota import Quotas
 async def main(url, seconds):
     async with Redis.from_url(url) as redis:
-        quotas = Quotas(redis, lifeline=Lifeline(redis))
+        lifeline = Lifeline(redis, patience=timedelta(seconds=30))
+        quotas = Quotas(redis, lifeline=lifeline)
         await redis.ping()
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
-        until, done = time.monotonic() + float(seconds), 0
+        until, answers = time.monotonic() + float(seconds), {True: 0, False: 0}
         async def taker():
-            nonlocal done
-            while time.monotonic() < until:
-                standing = await quotas.take("a", per_minute=60_000, burst=600)
-                done += not standing.wait
+            while time.monotonic() < until or not all(answers.values()):
+                standing = await quotas.take("a", per_minute=6_000, burst=600)
+                answers[not standing.wait] += 1
                 await asyncio.sleep(0)
         await asyncio.gather(*(taker() for _ in range(8)))
         await quotas.aclose()
-        print(done)
+        print(answers[True])
 asyncio.run(main(*sys.argv[1:]))
 """
 
@@ -349,7 +352,8 @@ async def test_real_processes_never_exceed_a_bucket(redis_url: str) -> None:
         for program in programs:
             assert program.stdout and await program.stdout.readline() == b"ready\n"
         began = time.monotonic()
-        ends = await asyncio.gather(*(one.communicate(b"\n") for one in programs))
+        async with asyncio.timeout(60):
+            ends = await asyncio.gather(*(one.communicate(b"\n") for one in programs))
         spent = time.monotonic() - began
     finally:
         for program in programs:
@@ -359,7 +363,7 @@ async def test_real_processes_never_exceed_a_bucket(redis_url: str) -> None:
     counts = [int(said) for said, _ in ends]
 
     assert all(counts)
-    assert 600 < sum(counts) <= 600 + 1000 * spent + 1
+    assert 300 < sum(counts) <= 600 + 100 * spent + 1
 
 
 Steps = st.lists(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import uuid4
@@ -13,7 +14,7 @@ from app.domain.errors import Conflict
 from app.services import figures, usage
 from app.services.figures import HOUR
 from app.services.ledger import Ledger
-from app.services.operations import Operations
+from app.services.operations import Operations, _Remembered
 from tests.support.history import BLOCKED, BROKEN, past_job
 from tests.support.jobs import JobTable, new_job
 
@@ -137,6 +138,27 @@ async def test_whoever_fails_with_a_group_lets_go_of_it(jobs: JobTable) -> None:
             raise RuntimeError
     async with operations.taking(BROKEN.code) as taken:
         assert taken == []
+
+
+async def test_an_answer_from_before_a_change_is_not_remembered() -> None:
+    state = "runs"
+    reading, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def read() -> str:
+        found = state
+        reading.set()
+        await may_go_on.wait()
+        return found
+
+    remembered = _Remembered(read, DAY)
+    early = asyncio.create_task(remembered())
+    await reading.wait()
+    state = "paused"
+    remembered.forget()
+    late = asyncio.create_task(remembered())
+    may_go_on.set()
+
+    assert (await early, await late, await remembered()) == ("runs", "paused", "paused")
 
 
 # ------------------------------------------------------------------------ money, the store

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -176,10 +177,15 @@ def test_a_picture_of_tiny_parts_is_given_up_in_time(
     assert time.thread_time() - began < 0.4
 
 
-def test_large_pictures_are_decoded_one_at_a_time() -> None:
-    """Each takes up to 256 MiB, and a few kilobytes can demand it."""
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("JPEG", {"progressive": True})]
+)
+def test_large_pictures_are_decoded_one_at_a_time(
+    kind: str, options: dict[str, Any]
+) -> None:
+    """Each takes up to 400 MiB, and a few kilobytes can demand it."""
     content = io.BytesIO()
-    Image.new("L", (4096, 4097)).save(content, "PNG")
+    Image.new("L", (4096, 4097)).save(content, kind, **options)
     done = threading.Event()
 
     def check() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from random import Random
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageCms
 
 from app.domain.errors import OutputInvalid
 from app.services import scaling
+from app.services.pictures import inspect
 from app.services.scaling import Scaled, scale_down
 from tests.support.drawings import pixel_bomb
 
@@ -201,6 +203,29 @@ def test_strips_give_the_same_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> N
     for strip in (3000, 70_000):
         monkeypatch.setattr(scaling, "_STRIP", strip)
         assert scale_down(file, (64,)) == whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("JPEG", {"progressive": True})]
+)
+def test_large_ones_are_taken_one_at_a_time_and_hold_up_nothing_that_comes_in(
+    kind: str, options: dict[str, Any]
+) -> None:
+    large = saved(Image.new("L", (4096, 4097)), kind, **options)
+    done = threading.Event()
+
+    def scale() -> None:
+        scale_down(large, WIDTHS)
+        done.set()
+
+    with scaling._ONE_LARGE:
+        thread = threading.Thread(target=scale)
+        thread.start()
+        scale_down(saved(quarters(900, 600)), WIDTHS)  # small ones go on
+        inspect(io.BytesIO(large.getvalue()))
+        assert not done.wait(0.5)
+    assert done.wait(20)
+    thread.join()
 
 
 def test_what_is_too_large_is_not_decoded() -> None:

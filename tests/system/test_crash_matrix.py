@@ -36,6 +36,7 @@ TEST_BUILD = {
     "RETRY_BACKOFF_BASE": "1",
 }
 BUSY = 1.5  # seconds a shared machine may add to a promise
+PATIENCE = 60  # seconds until something is said never to happen
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Bench:
 
     def crash(self, program: Program, code: int = -signal.SIGKILL) -> Left:
         """Wait until the armed process has died, and read what it left behind."""
-        assert program.wait(20) == code
+        assert program.wait(PATIENCE) == code
         program.set(MEDIAGEN_CRASH_AT="")
         return self.left()
 
@@ -106,7 +107,7 @@ class Bench:
         assert now is not None
         return str(now.now)
 
-    def finish(self, within: float = 20) -> Left:
+    def finish(self, within: float = PATIENCE) -> Left:
         """Wait until the job is finished."""
 
         def finished() -> Left | None:
@@ -290,7 +291,7 @@ def test_a_slow_worker_wakes_up_after_its_lease(bench: Callable[..., Any]) -> No
     with bench(worker="purchase.made=stop") as b:
         b.stack.submit(prompt="a hare")
         slow = b.stack.worker
-        wait_for(slow.is_frozen, within=20, what="the worker sleeps")
+        wait_for(slow.is_frozen, within=PATIENCE, what="the worker sleeps")
         (handle,) = b.bought()
         # Nothing was written by it; the provider's webhook may have told already.
         assert b.left().attempts in ([("sent", None)], [("running", handle)])
@@ -298,14 +299,16 @@ def test_a_slow_worker_wakes_up_after_its_lease(bench: Callable[..., Any]) -> No
         second = b.stack.another_worker()
         second.set(MEDIAGEN_CRASH_AT="")
         second.start()
-        wait_for(lambda: "worker.ready" in second.said(), within=20, what="the second")
+        wait_for(
+            lambda: "worker.ready" in second.said(), within=PATIENCE, what="the second"
+        )
         # It led; PostgreSQL ends the session of a leader that falls silent.
         done = b.finish()
         slow.thaw()
         # By the token, at its settle or already when it renews its lease.
         wait_for(
             lambda: {"claim.lost", "look.abandoned"} & set(slow.said().split('"')),
-            within=20,
+            within=PATIENCE,
             what="it gives way",
         )
 
