@@ -86,7 +86,11 @@ class Streams:
     async def opened(
         self, request: Request, may: Callable[[Caller], bool], end: Callable[[], None]
     ) -> AsyncIterator[None]:
-        """Count a stream; call `end` once its caller is no longer one who `may` have it."""
+        """Count a stream; call `end` once its caller is no longer one who `may` have it.
+
+        Raises what `make_room` does: others may have come since.
+        """
+        self.make_room(request)
         key = _key_of(request)
         stream = _Open(request, _credentials_of(request), may, end)
         self._open.add(stream)

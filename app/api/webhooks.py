@@ -68,18 +68,18 @@ def _takes(name: str) -> dict[str, Any]:
 @needs(Scope.GENERATE)
 async def create_endpoint(request: Request) -> Response:
     """Register a receiver.  It hears of what happens from now on."""
-    runtime, caller = runtime_of(request), caller_of(request)
     wanted = await parse_body(request, EndpointRequest)
-    made = await register(runtime, caller.owner, wanted)
-    await admit_again(request)
-    location = f"{runtime.settings.api_v1_prefix}/webhooks/{made.id}"
+    made = await register(request, wanted)
+    location = f"{runtime_of(request).settings.api_v1_prefix}/webhooks/{made.id}"
     body = endpoint_body(made) | {"secret": made.secret}
     return respond(body, 201, headers={"Location": location})
 
 
-async def register(runtime: Runtime, owner: str, wanted: EndpointRequest) -> Row[Any]:
-    """Register an endpoint of an owner; raise `OutboundRefused`, `Conflict`."""
+async def register(request: Request, wanted: EndpointRequest) -> Row[Any]:
+    """Register an endpoint of the caller's; raise `OutboundRefused`, `Conflict`."""
+    runtime, owner = runtime_of(request), caller_of(request).owner
     await runtime.outbound.examine(wanted.url, field="url")
+    await admit_again(request)  # a name may take its time to be looked up
     endpoint = NewEndpoint(
         id=uuid7(),
         owner=owner,
@@ -166,17 +166,17 @@ async def change_endpoint(request: Request, endpoint_id: Id) -> Response:
     Switched off, it is sent nothing, and what is pending is dropped; all of that may be sent
     again later (`POST /webhooks/{endpoint_id}/redeliver`).
     """
-    runtime, realm = runtime_of(request), caller_of(request).realm
     target = parse_id(endpoint_id, "endpoint_id")
     wanted = await parse_body(request, EndpointChange)
-    changed = await change(runtime, target, realm, wanted)
+    changed = await change(request, target, wanted)
     return respond(endpoint_body(changed))
 
 
 async def change(
-    runtime: Runtime, endpoint_id: UUID, realm: str | None, wanted: EndpointChange
+    request: Request, endpoint_id: UUID, wanted: EndpointChange
 ) -> Row[Any]:
     """Change what is given of an endpoint; raise `NotFound`, `OutboundRefused`."""
+    runtime, realm = runtime_of(request), caller_of(request).realm
     given = wanted.model_dump(exclude_unset=True)
     if "enabled" in given:
         given["is_enabled"] = given.pop("enabled")
@@ -184,6 +184,7 @@ async def change(
     await promptly(_endpoint(runtime, endpoint_id, realm))
     if "url" in given:
         await runtime.outbound.examine(given["url"], field="url")
+        await admit_again(request)
 
     async def save() -> Row[Any]:
         async with runtime.ledger.transaction() as conn:

@@ -155,9 +155,7 @@ async def add(request: Request) -> Response:
                 "events": list(draft.events),
             }
         )
-        made = await webhooks.register(
-            runtime_of(request), caller_of(request).owner, wanted
-        )
+        made = await webhooks.register(request, wanted)
     except ValidationError as error:
         return await _refused(request, draft, _in_words(error), 422)
     except (InvalidRequest, Conflict) as error:
@@ -218,9 +216,8 @@ async def disable(request: Request, endpoint_id: Id) -> Response:
 
 
 async def _switch(request: Request, endpoint_id: str, *, is_on: bool) -> Response:
-    target, realm = parse_id(endpoint_id, "endpoint_id"), caller_of(request).realm
-    wanted = EndpointChange(enabled=is_on)
-    await webhooks.change(runtime_of(request), target, realm, wanted)
+    target = parse_id(endpoint_id, "endpoint_id")
+    await webhooks.change(request, target, EndpointChange(enabled=is_on))
     return await _done(request, "enabled" if is_on else "disabled", about=endpoint_id)
 
 

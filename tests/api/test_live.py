@@ -358,6 +358,21 @@ async def test_without_redis_it_takes_time_and_nothing_else(
         assert (await waiting).status == "completed"
 
 
+async def test_those_who_come_together_are_not_let_in_together(api: Api) -> None:
+    """Each waits for the log to be read, and none of them is open as yet."""
+    api.app.state.streams.most = 2
+    try:
+        async with asyncio.timeout(SOON):
+            answers = await asyncio.gather(
+                *(api.client.get(ALL, params={"wait": 1}) for _ in range(8))
+            )
+    finally:
+        api.app.state.streams.most = api.settings.max_event_streams
+    codes = [answer.status_code for answer in answers]
+    assert codes.count(200) == 2
+    assert codes.count(503) == 6
+
+
 # ------------------------------------------------------------------------------ owners
 
 

@@ -12,11 +12,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 
+from app.core.guarded_http import GuardedSessions
 from app.models.webhook_schemas import Delivery, EndpointPage, NewEndpoint
+from app.services import outbound
+from app.services.gatekeeper import BELIEVED
 from app.services.receivers import MOST_ENDPOINTS
 from sandbox.runner import Sandbox
-from tests.api.conftest import emptied
+from tests.api.conftest import Serve, emptied
+from tests.api.keyed import KEYS_ON, keyed
 from tests.api.served import Api, check_problem, working
 from tests.api.test_metrics import scrape, value
 from tests.contracts.scripted_server import Request, ScriptedServer, answer, hang
@@ -177,6 +182,51 @@ async def test_a_change_is_checked_like_a_registration(api: Api) -> None:
     ):
         assert (await api.client.patch(at, json=body)).status_code == 422, body
     assert (await api.client.get(at)).json()["url"] == made.url
+
+
+class SlowNames(AbstractResolver):
+    """A caller's name server, which answers when the caller likes."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def resolve(self, host: str, *more: Any) -> list[ResolveResult]:
+        self.is_asked.set()
+        await self.may_answer.wait()
+        raise OSError
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_key_that_is_revoked_while_a_name_is_looked_up_changes_nothing(
+    serve: Serve, sandbox: Sandbox, is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "LOOKUP_PATIENCE", timedelta(seconds=30))
+    api: Api = await serve(sandbox, **KEYS_ON)
+    names = SlowNames()
+    async with keyed(api) as people, asyncio.timeout(40):
+        body = {"url": "https://93.184.216.34/hook"}
+        made = await people.alice.post(HOOKS, json=body)
+        at = f"{HOOKS}/{made.json()['endpoint_id']}"
+        sessions = GuardedSessions(max_connections=1, resolver=names)
+        api.app.state.runtime.outbound.sessions = sessions
+        change = {"url": "https://slow.example.com/hook"}
+        ask = people.alice.post(HOOKS, json=change)
+        if not is_new:
+            ask.close()
+            ask = people.alice.patch(at, json=change)
+        asking = asyncio.create_task(ask)
+        await names.is_asked.wait()
+        await people.admin.delete(f"/api/v1/keys/{people.keys['alice'].key_id}")
+        await asyncio.sleep(BELIEVED.total_seconds())
+        names.may_answer.set()
+
+        assert (await asking).status_code == 401
+
+        found = (await people.admin.get(HOOKS)).json()["items"]
+        assert [one["url"] for one in found] == [body["url"]]
 
 
 async def test_endpoints_are_listed_page_by_page_newest_first(api: Api) -> None:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import notices
-from app.domain.events import Generated, Progressed, Refused, Started, Stored
+from app.domain.events import (
+    CancelRequested,
+    Generated,
+    Progressed,
+    Refused,
+    Started,
+    Stored,
+)
 from app.domain.generation import Failure, RefusalKind
 from app.domain.policy import Policy
 from app.services import job_service, submission
 from app.services.job_service import Change
+from app.services.ledger import Ledger
 from tests.support.hooks import Hooks
 from tests.support.jobs import FAILURE, JobTable, new_job, stored_output
 
@@ -323,3 +334,83 @@ def test_what_endpoints_may_hear_of_is_what_is_announced() -> None:
     from app.models.webhook_schemas import EventWord
 
     assert set(get_args(EventWord)) == set(notices.ANNOUNCED)
+
+
+# What should be there beside what is, for all events of all jobs: missing, unfounded, doubled.
+_COMPARED = """
+WITH told AS (
+    SELECT e.job_id, e.version, j.webhook_url IS NOT NULL AND j.due_at IS NULL AS has_own,
+        CASE
+            WHEN e.status IN ('completed', 'failed', 'cancelled') THEN 'job.' || e.status
+            WHEN e.name = 'Submitted' THEN 'job.created'
+            WHEN e.name = 'Intended' THEN 'job.started'
+        END AS type
+    FROM job_events e JOIN jobs j ON j.id = e.job_id
+),
+wanted AS (
+    SELECT told.job_id, version, type, n.id AS endpoint_id FROM told
+    JOIN endpoints n ON type = ANY(n.events) OR n.events = '{}' AND type IS NOT NULL
+    UNION ALL
+    SELECT job_id, version, type, NULL FROM told
+    WHERE has_own AND type NOT IN ('job.created', 'job.started')
+),
+written AS (
+    SELECT job_id, job_version AS version, type, endpoint_id, count(*) AS times
+    FROM notifications GROUP BY 1, 2, 3, 4
+)
+SELECT
+    count(*) FILTER (WHERE written.job_id IS NULL) AS missing,
+    count(*) FILTER (WHERE wanted.job_id IS NULL) AS unfounded,
+    count(*) FILTER (WHERE times > 1) AS doubled,
+    count(*) AS written
+FROM wanted FULL JOIN written
+    ON (wanted.job_id, wanted.version, wanted.type)
+        = (written.job_id, written.version, written.type)
+    AND coalesce(wanted.endpoint_id, wanted.job_id)
+        = coalesce(written.endpoint_id, written.job_id)
+"""
+
+
+async def test_whatever_happens_at_once_each_is_told_of_each_change_once(
+    engine: AsyncEngine, jobs: JobTable, hooks: Hooks
+) -> None:
+    """Submits, repeated ones, starts in turn and at once, ends for want of time, cancels."""
+    await hooks.register(URL)
+    await hooks.register(URL, "job.created", "job.cancelled")
+    draw, job_ids = random.Random(3), list[UUID]()
+    ledgers = Ledger(engine, Policy()), Ledger(engine, Policy())
+
+    async def submit(ledger: Ledger) -> None:
+        for _ in range(20):
+            late, own = draw.random() < 0.3, draw.random() < 0.5
+            job = new_job(
+                deadline=timedelta(0) if late else timedelta(minutes=10),
+                webhook_url=OWN if own else None,
+            )
+            async with engine.begin() as conn:
+                await submission.submit(conn, [job, job])
+            job_ids.append(job.id)
+            async with engine.begin() as conn:
+                again = draw.random() < 0.5
+                await submission.submit(conn, [job], is_again=again)
+
+    async def start(ledger: Ledger) -> None:
+        for _ in range(20):
+            await ledger.start(3)
+            await ledger.claim(draw.sample(job_ids, min(len(job_ids), 6)), starts=2)
+
+    async def cancel(ledger: Ledger) -> None:
+        for _ in range(20):
+            some = draw.sample(job_ids, min(len(job_ids), 3))
+            await ledger.change_all(
+                [Change(one, CancelRequested()) for one in 2 * some]
+            )
+
+    verbs = (submit, start, cancel)
+    await asyncio.gather(*(verb(ledger) for verb in verbs for ledger in ledgers))
+    await ledgers[0].claim(job_ids, starts=0)
+
+    async with engine.connect() as conn:
+        found = (await conn.execute(text(_COMPARED))).one()
+    assert (found.missing, found.unfounded, found.doubled) == (0, 0, 0)
+    assert found.written > 100
