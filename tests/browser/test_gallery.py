@@ -334,6 +334,20 @@ async def test_nothing_is_wider_than_the_screen(
     assert wide <= device["width"]
 
 
+@pytest.mark.parametrize("path", ["/", "/webhooks", "/operations"])
+async def test_nothing_in_the_bar_covers_anything_else(
+    quiet: Api, visit: Visit, path: str
+) -> None:
+    page = await visit(quiet, path, device=PHONE)
+
+    brand = await page.locator(".brand").bounding_box()
+    places = await page.locator(".places").bounding_box()
+
+    assert brand and places
+    is_below = places["y"] >= brand["y"] + brand["height"] - 1
+    assert is_below or places["x"] >= brand["x"] + brand["width"]
+
+
 async def test_a_picture_moves_nothing_when_it_comes(quiet: Api, visit: Visit) -> None:
     for seed in range(6):
         await completed(quiet, seed)
