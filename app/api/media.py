@@ -188,6 +188,8 @@ async def _thumbnail(
     try:
         meta = await store.head(key, width=width)
     except NotFound:
+        # Those who ask for files that do not exist must not take the places of others.
+        await store.head(key)
         made = await runtime.thumbnails.make(key)
         if not made.are_kept:
             return _as_made(request, admission, key, width, made.thumbnails[width])

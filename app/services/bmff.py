@@ -150,7 +150,7 @@ def _read_locations(box: bytes) -> _Locations:
     if version > 2 or not {offset_size, length_size} <= {4, 8}:
         raise Unmarkable("items are kept in another way")
     entries = []
-    for _ in range(min(cursor.number(wide), _MOST_BOXES)):
+    for _ in range(_bounded(cursor.number(wide))):
         item = cursor.number(wide)
         method = cursor.number(2) & 15 if version else 0
         reference, base = cursor.number(2), cursor.number(base_size)
@@ -160,12 +160,18 @@ def _read_locations(box: bytes) -> _Locations:
                 cursor.number(offset_size),
                 cursor.number(length_size),
             )
-            for _ in range(min(cursor.number(2), _MOST_BOXES))
+            for _ in range(_bounded(cursor.number(2)))
         )
         entries.append(_Location(item, method, reference, base, extents))
     return _Locations(
         version, offset_size, length_size, base_size, index_size, tuple(entries)
     )
+
+
+def _bounded(count: int) -> int:
+    if count > _MOST_BOXES:
+        raise Unmarkable("too many items")
+    return count
 
 
 def _write_locations(all_of: _Locations) -> bytes:
@@ -225,7 +231,9 @@ def _infos(box: bytes) -> tuple[int, list[bytes]]:
     version = box[8]
     start = 14 if version == 0 else 16
     inner = _boxes(memoryview(box), start, len(box))
-    if any(one.name != b"infe" for one in inner):
+    # Readers go by the count: what is beyond it must not come to life.
+    count = int.from_bytes(box[12:start], "big")
+    if len(inner) != count or any(one.name != b"infe" for one in inner):
         raise Unmarkable("a list of something else")
     return version, [box[one.start : one.stop] for one in inner]
 

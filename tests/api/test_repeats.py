@@ -37,12 +37,12 @@ async def submit(
     return await api.client.post("/api/v1/generate", json=body or BODY, headers=headers)
 
 
-async def submit_at_last(api: Api, key: str) -> httpx.Response:
-    """Submit as a client does, that comes again while the first request is being accepted."""
-    async with asyncio.timeout(60):
-        while (answer := await submit(api, key)).status_code == 409:
-            assert check_problem(answer).code == "idempotency_in_progress"
-            await asyncio.sleep(0.1)
+async def submit_at_last(api: Api, key: str, refusals: list[str]) -> httpx.Response:
+    """Submit as a client does, that comes again while it is told to; note with what code."""
+    async with asyncio.timeout(90):
+        while (answer := await submit(api, key)).status_code in (409, 503):
+            refusals.append(check_problem(answer).code)
+            await asyncio.sleep(0.2)
     return answer
 
 
@@ -137,15 +137,22 @@ async def test_two_keys_in_one_request_are_refused(api: Api) -> None:
 
 
 async def test_50_at_once_make_one_job_in_two_processes(api: Api) -> None:
+    refusals: list[str] = []
     async with served(api.settings) as other:
         answers = await asyncio.gather(
-            *(submit_at_last((api, other)[n % 2], "at-once") for n in range(50))
+            *(
+                submit_at_last((api, other)[n % 2], "at-once", refusals)
+                for n in range(50)
+            )
         )
 
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["job_id"] for answer in answers}) == 1
     replayed = Counter("idempotency-replayed" in a.headers for a in answers)
-    assert replayed == {True: 49, False: 1}
+    # On a busy machine the first may have been told too early that there is no answer.
+    was_silent = "service_unavailable" in refusals
+    assert replayed[False] == 1 or was_silent and replayed[False] == 0
+    assert set(refusals) <= {"idempotency_in_progress", "service_unavailable"}
     assert await count_jobs(api) == 1
 
 

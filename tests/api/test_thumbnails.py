@@ -229,6 +229,16 @@ async def test_too_many_at_once_are_asked_to_come_again(
     assert int(answer.headers["retry-after"]) >= 1
 
 
+async def test_who_asks_for_no_file_takes_nobodys_place(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thumbnails, "_ASKED", 0)
+
+    answer = await api.client.get(f"/media/ab/ab{'0' * 62}.png?w=256")
+
+    assert answer.status_code == 404
+
+
 async def test_without_a_place_to_keep_it_it_is_sent_all_the_same(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

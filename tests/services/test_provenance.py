@@ -379,6 +379,31 @@ def test_an_avif_with_parts_in_other_files_is_left_alone() -> None:
     assert mark(io.BytesIO(data), "avif", MADE).provenance is Provenance.NONE
 
 
+def test_items_beyond_their_count_in_an_avif_are_not_brought_to_life() -> None:
+    data = bytearray(SAMPLES["avif, see-through"][1])
+    count = data.index(b"iinf") + 9
+    assert data[count] > 1
+    data[count] = 1
+
+    assert mark(io.BytesIO(data), "avif", MADE).provenance is Provenance.NONE
+
+
+def test_no_part_of_an_avif_of_very_many_is_left_out() -> None:
+    """An item in 1,001 pieces, of which each has a place of its own."""
+    old = SAMPLES["avif"][1]
+    meta, start = old.index(b"meta") - 4, old.index(b"iloc") - 4
+    stop = start + int.from_bytes(old[start : start + 4], "big")
+    at = int.from_bytes(old[start + 22 : start + 26], "big") + 1000 * 8
+    place = at.to_bytes(4, "big") + (1).to_bytes(4, "big")
+    pieces = old[start + 8 : start + 20] + (1001).to_bytes(2, "big") + place * 1001
+    box = (len(pieces) + 8).to_bytes(4, "big") + b"iloc" + pieces
+    size = int.from_bytes(old[meta : meta + 4], "big") + len(box) - (stop - start)
+    lists = size.to_bytes(4, "big") + old[meta + 4 : start] + box
+    data = old[:meta] + lists + old[stop:]
+
+    assert mark(io.BytesIO(data), "avif", MADE).provenance is Provenance.NONE
+
+
 def test_what_comes_after_a_picture_stays_after_it() -> None:
     for extension, data in SAMPLES.values():
         if extension != "avif":
