@@ -157,6 +157,8 @@ async def test_a_picture_that_is_dropped_is_sent_once(api: Api, visit: Visit) ->
     await page.wait_for_load_state("networkidle")
 
     assert sum(one.endswith("/ui/pictures") for one in sent) == 1
+    # What is chosen in the gallery below looks otherwise.
+    await expect(page.locator(".picked")).to_have_css("margin-bottom", "0px")
     await expect(page.locator(".picked img")).to_have_count(1)
 
 
