@@ -65,7 +65,7 @@ async def test_a_prompt_becomes_a_card_without_a_reload(
 
     card = page.locator("#jobs article").first
     await expect(card).to_contain_text("a quiet harbour at night")
-    await expect(page.get_by_role("status")).to_contain_text("1 job accepted.")
+    await expect(page.locator("#toasts")).to_contain_text("1 job accepted.")
     await expect(page.get_by_label(PROMPT)).to_have_value("a quiet harbour at night")
     assert await page.evaluate("window.isTheSame")
     assert (await newest(api))["parameters"]["aspect_ratio"] == "16:9"
