@@ -65,7 +65,7 @@ async def test_a_prompt_becomes_a_card_without_a_reload(
 
     card = page.locator("#jobs article").first
     await expect(card).to_contain_text("a quiet harbour at night")
-    await expect(page.get_by_role("status")).to_contain_text("1 job accepted.")
+    await expect(page.locator("#toasts")).to_contain_text("1 job accepted.")
     await expect(page.get_by_label(PROMPT)).to_have_value("a quiet harbour at night")
     assert await page.evaluate("window.isTheSame")
     assert (await newest(api))["parameters"]["aspect_ratio"] == "16:9"
@@ -157,6 +157,8 @@ async def test_a_picture_that_is_dropped_is_sent_once(api: Api, visit: Visit) ->
     await page.wait_for_load_state("networkidle")
 
     assert sum(one.endswith("/ui/pictures") for one in sent) == 1
+    # What is chosen in the gallery below looks otherwise.
+    await expect(page.locator(".picked")).to_have_css("margin-bottom", "0px")
     await expect(page.locator(".picked img")).to_have_count(1)
 
 
