@@ -135,7 +135,8 @@ class _Follower(Listener):
                 found = await self._next()
             except TROUBLE:
                 self._fall_behind()
-                if not await self._wait(_least(patience, AFTER_TROUBLE)) and patience:
+                is_woken = await self._wait(_least(patience, AFTER_TROUBLE))
+                if not is_woken and patience is not None:
                     return ()
                 continue
             if found:
