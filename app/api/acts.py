@@ -143,6 +143,7 @@ async def retry_many(
     An `Idempotency-Key` counts for each job by itself, so that the same request sent again
     buys nothing twice.  Raise `Unavailable` when that is so before the first is accepted.
     """
+    once_of(request, "retry", job_ids[0])  # a wrong key is told before anything is done
     results: dict[UUID, Accepted | ServiceError] = {}
     away: Unavailable | None = None
     for job_id in job_ids:
