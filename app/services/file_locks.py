@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from sqlalchemy import ARRAY, BigInteger, Executable, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,6 +27,12 @@ _UNLOCK_SHARED = select(
 )
 _LOCK = select(func.pg_advisory_lock(bindparam("number", type_=BigInteger())))
 _UNLOCK = select(func.pg_advisory_unlock(bindparam("number", type_=BigInteger())))
+_LIMIT = select(func.set_config("idle_session_timeout", bindparam("limit"), False))
+_NO_LIMIT = select(func.set_config("idle_session_timeout", "0", False))
+_MILLISECOND = timedelta(milliseconds=1)
+
+# Far longer than a store takes; PostgreSQL ends the session then.
+LONGEST_HOLD = timedelta(seconds=60)
 
 
 async def share(conn: AsyncConnection, keys: Iterable[str]) -> None:
@@ -60,14 +67,17 @@ async def _held(
 ) -> AsyncIterator[None]:
     numbers = _sorted_numbers(keys)
     try:
+        # A process that is frozen or cut off in here must not keep others from these for ever.
+        await conn.execute(_LIMIT, {"limit": f"{LONGEST_HOLD // _MILLISECOND}ms"})
         for number in numbers:
             await conn.execute(lock, {"number": number})
         yield
+        for number in numbers:
+            await conn.execute(unlock, {"number": number})
+        await conn.execute(_NO_LIMIT)
     except BaseException:
         await conn.invalidate()  # ending the session lets go of all of them
         raise
-    for number in numbers:
-        await conn.execute(unlock, {"number": number})
 
 
 def _sorted_numbers(keys: Iterable[str]) -> list[int]:
