@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ import psutil
 # psutil derives the start time from the boot time, which moves when the clock is corrected.
 _CLOCK_TOLERANCE = 5.0
 _LOG_LIMIT = 10 * 1024 * 1024
+_PORTS = range(20_000, 30_000)
 
 
 class ProcessError(RuntimeError):
@@ -206,7 +208,15 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Choose a port of 127.0.0.1 that nobody uses at the moment."""
+    """Choose a port of 127.0.0.1 that nobody uses at the moment.
+
+    Preferably none that the system gives to outgoing connections (Linux: 32768 to 60999, IANA:
+    from 49152): until a server listens there, it could.
+    """
+    for _ in range(100):
+        port = secrets.choice(_PORTS)
+        if is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

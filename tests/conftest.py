@@ -75,12 +75,12 @@ def pytest_configure(config: pytest.Config) -> None:
 # Where tests run in several processes, files are given out in this order: whoever got the longest
 # one last would keep everybody waiting.  Heavy and light ones take turns.
 LONGEST = (
-    *("system/test_prove.py", "api/test_schemathesis.py", "system/test_survival.py"),
-    *("services/test_job_runner.py", "system/test_rolling_restart.py"),
-    *("api/test_outages.py", "system/test_crash_matrix.py", "api/test_inputs.py"),
-    *("system/test_make_run.py", "services/test_job_service.py"),
-    *("system/test_failing_well.py", "services/test_webhook_signatures.py"),
-    *("system/test_image_to_image.py", "services/test_engine.py", "test_cli.py"),
+    *("system/test_survival.py", "api/test_schemathesis.py", "system/test_prove.py"),
+    *("system/test_crash_matrix.py", "system/test_rolling_restart.py"),
+    *("browser/test_gallery.py", "browser/test_accessibility.py"),
+    *("api/test_cli_keys.py", "services/test_job_runner.py"),
+    *("system/test_failing_well.py", "system/test_make_run.py", "api/test_webhooks.py"),
+    *("browser/test_create.py", "browser/test_job_page.py", "api/test_callbacks.py"),
 )
 
 

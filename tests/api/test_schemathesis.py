@@ -23,7 +23,7 @@ ADMIN_KEY = "an-administrator-of-this-test-alone"
 # test_jobs.py shows.
 LEFT_OUT = "use_after_free"
 # examples of an operation · cases that come of them, with those of the other phases
-AMOUNTS = {"with keys": (25, 1000), "without keys": (8, 300)}
+AMOUNTS = {"with keys": (12, 1000), "without keys": (4, 300)}
 
 
 @pytest.mark.slow

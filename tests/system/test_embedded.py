@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.embedded import EmbeddedServerError, Postgres, Valkey
-from app.processes import Account, Identity, run_as
+from app.processes import Account, Identity, free_port, is_free, run_as
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,3 +153,10 @@ def test_programs_below_a_closed_folder_can_be_found_as_another_account(
     asked = subprocess.run([*run_as(account), "test", "-x", str(program)])
 
     assert asked.returncode == 0
+
+
+def test_a_free_port_is_none_that_outgoing_connections_get() -> None:
+    ports = [free_port() for _ in range(200)]
+
+    assert all(20_000 <= port < 30_000 for port in ports)
+    assert all(is_free(port) for port in ports)
