@@ -26,9 +26,10 @@ from celery.signals import setup_logging, worker_shutting_down
 from app.core.config import CONFIGURATION_ERROR, Settings, get_settings
 from app.core.queue import celery_settings
 from app.core.telemetry import configure_logging
-from app.runtime import certificate_of, open_worker, prices_of
+from app.runtime import prices_of
 from app.services.engine import Engine
 from app.tasks.celery_tasks import register
+from app.worker_runtime import certificate_of, open_worker
 
 log = structlog.get_logger("worker")
 

@@ -32,7 +32,7 @@ from app.models import (
     schemas,
     webhook_schemas,
 )
-from app.runtime import WorkerRuntime, open_worker
+from app.worker_runtime import WorkerRuntime, open_worker
 from sandbox.config import SandboxConfig
 from sandbox.runner import Sandbox
 from tests.support.endings import sure_to_end

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from app.core.config import Settings
 from app.domain.generation import GenerationRequest
-from app.runtime import WorkerRuntime, open_worker
+from app.worker_runtime import WorkerRuntime, open_worker
 from app.services import submission
 from sandbox.config import SandboxConfig
 from sandbox.create import FAULTS

@@ -34,7 +34,7 @@ from app.domain.generation import GenerationRequest, Phase, Prediction
 from app.domain.policy import Policy, RetryPolicy
 from app.domain.pricing import Basis, Price, PriceTable
 from app.domain.state import AttemptState, JobState, Stage, Status
-from app.runtime import open_worker
+from app.worker_runtime import open_worker
 from app.services.job_records import Claim
 from app.services.job_runner import JobRunner
 from app.services.job_service import Change, Outcome
