@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,6 +37,7 @@ class _Armed:
     number: signal.Signals
 
 
+_UNTIL_STOPPED = 1.0  # seconds
 _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _armed: _Armed | None = None
 
@@ -70,3 +72,6 @@ def reach(point: Point, *, when: bool = True) -> None:
         if _armed.left != 0:
             return
     os.kill(os.getpid(), _armed.number)
+    # SIGSTOP is taken by whichever thread comes first, and stops the others a little later:
+    # this one must not go on meanwhile.
+    threading.Event().wait(_UNTIL_STOPPED)
