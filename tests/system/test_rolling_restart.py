@@ -152,7 +152,7 @@ def test_an_api_asked_to_stop_answers_everybody_and_ends(
         assert stack.job(accepted["job_id"])["status"] == "pending"
     finally:
         stack.__exit__()
-    assert took < 2
+    assert took < 15  # of the 60 they had asked for
 
 
 def test_apis_are_replaced_one_by_one_and_no_caller_notices(
